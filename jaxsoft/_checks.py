@@ -1,0 +1,242 @@
+"""Checks of arguments at trace time, from shapes, dtypes and static values alone.
+
+Nothing here computes. A message reads `function: what must hold; got what was passed`.
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft._numerics import Axes, accumulation_dtype
+
+Axis = int | tuple[int, ...] | None
+
+
+def as_array(function: str, name: str, value: ArrayLike) -> Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or not (
+        jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool
+    ):
+        kind = type(value).__name__
+        raise TypeError(f"{function}: {name} must be an array of numbers; got {kind}")
+    return array
+
+
+def as_inexact(function: str, name: str, value: ArrayLike) -> Array:
+    """The array in floating (or complex) dtype; integers become floats as in JAX."""
+    array = as_array(function, name, value)
+    if array.dtype == bool:
+        raise TypeError(f"{function}: {name} must be numbers; got a boolean array")
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    wide = array.dtype.itemsize == 8
+    return array.astype(jnp.float64 if wide else jnp.float32)
+
+
+def as_real(function: str, name: str, value: ArrayLike) -> Array:
+    array = as_inexact(function, name, value)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{function}: {name} must be real; got dtype {array.dtype}")
+    return array
+
+
+def as_axes(function: str, axis: Axis, ndim: int) -> Axes:
+    """The axes as non-negative ints, in the order given."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, tuple | list) else (axis,)
+    if any(isinstance(a, bool) or not hasattr(a, "__index__") for a in given):
+        raise TypeError(
+            f"{function}: axis must be an int, a tuple of ints or None; got {axis!r}"
+        )
+    axes = tuple(operator.index(a) for a in given)
+    if any(not -ndim <= a < ndim for a in axes):
+        raise ValueError(
+            f"{function}: axis must lie in [{-ndim}, {ndim}) for {ndim} dimensions; "
+            f"got {axis!r}"
+        )
+    axes = tuple(a % ndim for a in axes)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{function}: axis must not repeat a dimension; got {axis!r}")
+    return axes
+
+
+def as_flag(function: str, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{function}: {name} must be True or False; got {value!r}")
+    return value
+
+
+def as_mask(
+    function: str, name: str, mask: ArrayLike | None, shape: tuple[int, ...]
+) -> Array | None:
+    if mask is None:
+        return None
+    array = as_array(function, name, mask)
+    if array.dtype != bool:
+        raise TypeError(f"{function}: {name} must be boolean; got dtype {array.dtype}")
+    return fitted(function, name, array, shape, "the logits' shape")
+
+
+def as_temperature(
+    function: str,
+    temperature: ArrayLike,
+    x: Array,
+    axes: Axes,
+) -> Array | None:
+    """None for the number 1, else an array with the rank of x."""
+    if isinstance(temperature, int | float) and temperature == 1:
+        return None
+    array = as_real(function, "temperature", temperature)
+    return fitted(
+        function,
+        "temperature",
+        array.astype(accumulation_dtype(x.dtype)),
+        kept_shape(x.shape, axes),
+        "the reduced result with the reduced axes kept, shape",
+    )
+
+
+def kept_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def reduced_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    return tuple(n for i, n in enumerate(shape) if i not in axes)
+
+
+def fitted(
+    function: str, name: str, array: Array, shape: tuple[int, ...], what: str
+) -> Array:
+    """The array with ones in front up to the rank of shape, which it never enlarges."""
+    try:
+        enlarged = jnp.broadcast_shapes(array.shape, shape) != shape
+    except ValueError:
+        enlarged = True
+    if enlarged:
+        raise ValueError(
+            f"{function}: {name} must broadcast to {what} {shape}; got {array.shape}"
+        )
+    return jax.lax.expand_dims(array, range(len(shape) - array.ndim))
+
+
+def reject_temperature(function: str, temperature: ArrayLike, x: Array) -> None:
+    if not (isinstance(temperature, int | float) and temperature == 1):
+        raise TypeError(
+            f"{function}: temperature needs real input; got {x.dtype} with "
+            f"temperature {temperature}"
+        )
+
+
+REDUCTIONS = ("none", "sum", "mean")
+
+
+def as_reduction(function: str, reduction: str) -> str:
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{function}: reduction must be one of {REDUCTIONS}; got {reduction!r}"
+        )
+    return reduction
+
+
+def as_labels(
+    function: str, labels: ArrayLike, logits: Array, axes: Axes
+) -> tuple[Array, bool]:
+    """The labels, and whether they are class indices."""
+    labels = as_array(function, "labels", labels)
+    rows = reduced_shape(logits.shape, axes)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        if labels.shape == rows:
+            return labels, True
+        hint = ""
+        if labels.shape == logits.shape:
+            hint = ". For one-hot labels or probabilities use a floating dtype"
+        raise ValueError(
+            f"{function}: integer labels must have the logits' shape without the class "
+            f"axis, {rows}; got labels {labels.shape} for logits {logits.shape}{hint}"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: labels must be integers (class indices) or floats "
+            f"(probabilities); got dtype {labels.dtype}"
+        )
+    if labels.shape == logits.shape:
+        return labels, False
+    hint = ""
+    if labels.shape == rows:
+        hint = ". For class indices use an integer dtype"
+    raise ValueError(
+        f"{function}: floating labels are probabilities and must have the logits' "
+        f"shape {logits.shape}; got {labels.shape}{hint}"
+    )
+
+
+def as_ignore_index(function: str, ignore_index: int | None) -> int | None:
+    if ignore_index is None:
+        return None
+    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
+        raise TypeError(
+            f"{function}: ignore_index must be an int or None; got {ignore_index!r}"
+        )
+    return operator.index(ignore_index)
+
+
+def as_scalar(
+    function: str, name: str, value: ArrayLike, dtype: Any, neutral: float | None = None
+) -> Array | None:
+    """A scalar of the given dtype; None for the neutral Python number."""
+    if isinstance(value, int | float) and value == neutral:
+        return None
+    array = as_real(function, name, value)
+    if array.shape != ():
+        raise ValueError(f"{function}: {name} must be a scalar; got {array.shape}")
+    return array.astype(dtype)
+
+
+def as_softcap(function: str, softcap: ArrayLike | None, dtype: Any) -> Array | None:
+    if softcap is None:
+        return None
+    if isinstance(softcap, int | float) and not softcap > 0:
+        raise ValueError(f"{function}: softcap must be positive; got {softcap}")
+    return as_scalar(function, "softcap", softcap, dtype)
+
+
+def as_label_smoothing(
+    function: str, label_smoothing: ArrayLike, dtype: Any
+) -> Array | None:
+    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing <= 1:
+        raise ValueError(
+            f"{function}: label_smoothing must lie in [0, 1]; got {label_smoothing}"
+        )
+    return as_scalar(function, "label_smoothing", label_smoothing, dtype, neutral=0)
+
+
+def as_class_weight(
+    function: str, class_weight: ArrayLike | None, classes: int, dtype: Any
+) -> Array | None:
+    if class_weight is None:
+        return None
+    array = as_real(function, "class_weight", class_weight)
+    if array.shape != (classes,):
+        raise ValueError(
+            f"{function}: class_weight must have one entry per class, shape "
+            f"({classes},); got {array.shape}"
+        )
+    return array.astype(dtype)
+
+
+def as_sample_weight(
+    function: str, sample_weight: ArrayLike | None, shape: tuple[int, ...], dtype: Any
+) -> Array | None:
+    if sample_weight is None:
+        return None
+    array = as_real(function, "sample_weight", sample_weight).astype(dtype)
+    what = "the shape of the losses"
+    return fitted(function, "sample_weight", array, shape, what)

@@ -1,0 +1,216 @@
+"""cross_entropy: the softmax loss of given logits."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft._checks import (
+    Axis,
+    as_axes,
+    as_class_weight,
+    as_ignore_index,
+    as_label_smoothing,
+    as_labels,
+    as_mask,
+    as_real,
+    as_reduction,
+    as_sample_weight,
+    as_scalar,
+    as_softcap,
+    as_temperature,
+    reduced_shape,
+)
+from jaxsoft._numerics import Axes, accumulation_dtype, per_row
+from jaxsoft._per_row import (
+    RowOptions,
+    combined_terms,
+    reduced_loss,
+    row_labels,
+)
+from jaxsoft._row_terms import row_terms
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: ArrayLike = 0.0,
+    temperature: ArrayLike = 1.0,
+    softcap: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
+    reduction: str = "none",
+) -> Array:
+    """Cross-entropy between labels and the softmax of logits, in nats.
+
+    ``-log p_y`` with ``p = softmax(logits / temperature)`` for class indices y, or
+    ``-sum_c q_c log(p_c)`` for label probabilities q. With all options, for class
+    weights w, smoothing eps over C included classes and sample weight v,
+
+        loss = v * ((1 - eps) * w_y * (-log p_y) + eps / C * sum_c w_c * (-log p_c)
+                    + z_loss * logsumexp(logits / temperature)**2)
+
+    where label probabilities replace ``w_y * (-log p_y)`` by
+    ``sum_c q_c * w_c * (-log p_c)``. At temperature t this is the loss of ``logits /
+    t``; no factor t or t^2 is added.
+
+    Args:
+        logits: of shape (..., classes), or with the classes along ``axis``.
+        labels: integers: class indices, of the logits' shape without ``axis``; for a
+            tuple ``axis`` the flat index in the order given. Floats: probabilities, of
+            the logits' shape; they are not normalised, 0 log 0 = 0, and they are
+            differentiable.
+        axis: axis or axes of the classes; None takes all.
+        where: boolean, broadcastable to the logits; True includes a class.
+        class_weight: shape (classes,), non-negative.
+        sample_weight: broadcastable to the losses.
+        ignore_index: an integer label whose row has loss 0 and gradient exactly 0,
+            whatever its logits. None switches it off.
+        label_smoothing: eps in [0, 1].
+        temperature: in the units of the logits. Broadcastable to the logits reduced
+            over ``axis`` (kept with size 1). At 0 the k tied maxima have probability
+            1/k.
+        softcap: c > 0 replaces the logits by ``c * tanh(logits / c)`` before all else.
+        z_loss: coefficient of the squared logsumexp.
+        reduction: "none", "sum" or "mean". The mean divides by the sum of
+            ``class_weight[label] * sample_weight`` over the rows that are not ignored;
+            for label probabilities by the sum of ``sample_weight``. A mean without any
+            weight is 0.
+
+    Returns:
+        One loss per row, of the logits' shape without ``axis``, or a scalar. float32
+        for half-precision logits, else the logits' dtype. Never negative (without
+        z_loss).
+
+    Raises:
+        TypeError: boolean or complex labels, complex logits, ``where`` not boolean,
+            ``axis`` or ``ignore_index`` not an int.
+        ValueError: labels, weights, ``where`` or ``temperature`` of the wrong shape;
+            ``axis`` out of range; ``label_smoothing`` outside [0, 1]; ``softcap`` not
+            positive; an unknown ``reduction``.
+
+    Gradient:
+        dloss/dlogits = (p - one_hot(y)) / temperature for the plain loss, in the
+        logits' dtype. The label's entry is computed as minus the sum of the other
+        probabilities. All float arguments are differentiable and may be traced.
+        Residuals: the arguments and two numbers per row.
+
+    Awkward values:
+        A label outside [0, classes) that is not ``ignore_index`` (-1 too: nothing
+        wraps) gives NaN in its row's loss and gradient; under
+        `jax.experimental.checkify` it is an error that names the label. A label on a
+        masked class or on a logit -inf: +inf. A row of -inf logits: +inf, gradient 0.
+        With logits +inf, 0 at a label that is the only one and +inf at finite ones. A
+        weight 0 times a loss +inf is 0.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> jaxsoft.cross_entropy(jnp.array([2.0, 3.0, 4.0]), jnp.array(1))
+        Array(1.4076059, dtype=float32)
+        >>> sure = jnp.array([20.0, 0.0])
+        >>> jaxsoft.cross_entropy(sure, 0)
+        Array(2.0611537e-09, dtype=float32)
+        >>> print(jax.grad(jaxsoft.cross_entropy)(sure, 0))
+        [-2.0611537e-09  2.0611537e-09]
+
+    References:
+        Class weights, smoothing and means are those of
+        `torch.nn.functional.cross_entropy`. Smoothing: C. Szegedy et al., "Rethinking
+        the Inception architecture", CVPR 2016. z_loss: A. Chowdhery et al., "PaLM",
+        2022. softcap: Gemma Team, "Gemma 2", 2024.
+    """
+    name = "cross_entropy"
+    logits = as_real(name, "logits", logits)
+    dtype = accumulation_dtype(logits.dtype)
+    axes = as_axes(name, axis, logits.ndim)
+    labels, are_indices = as_labels(name, labels, logits, axes)
+    classes = math.prod(logits.shape[a] for a in axes)
+    rows = reduced_shape(logits.shape, axes)
+    options = RowOptions(
+        as_class_weight(name, class_weight, classes, dtype),
+        as_sample_weight(name, sample_weight, rows, dtype),
+        as_label_smoothing(name, label_smoothing, dtype),
+        as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
+    )
+    return _cross_entropy(
+        logits,
+        labels,
+        as_mask(name, "where", where, logits.shape),
+        options,
+        as_temperature(name, temperature, logits, axes),
+        as_softcap(name, softcap, dtype),
+        axes=axes,
+        ignore_index=as_ignore_index(name, ignore_index) if are_indices else None,
+        reduction=as_reduction(name, reduction),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "ignore_index", "reduction"))
+def _cross_entropy(
+    logits,
+    labels,
+    where,
+    options,
+    temperature,
+    softcap,
+    *,
+    axes,
+    ignore_index,
+    reduction,
+):
+    class_weight = _along_axes(options.class_weight, logits.shape, axes)
+    row_index = None
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        classes = math.prod(logits.shape[a] for a in axes)
+        labels = jnp.expand_dims(labels, axes)
+        targets = row_labels("cross_entropy", labels, classes, ignore_index)
+        row_index = jax.tree.map(lambda v: jnp.squeeze(v, axes), targets)
+    elif class_weight is None:
+        targets = labels
+    else:
+        targets = labels.astype(class_weight.dtype) * class_weight
+    spread_weight = None
+    if options.label_smoothing is not None:
+        spread_weight = class_weight
+        if class_weight is None:
+            spread_weight = jnp.ones((1,) * logits.ndim, options.label_smoothing.dtype)
+    terms = row_terms(
+        logits,
+        targets,
+        spread_weight,
+        where,
+        per_row(temperature, logits.shape, axes),
+        softcap,
+        axes,
+        options.z_loss is not None,
+    )
+    terms = jax.tree.map(lambda term: jnp.squeeze(term, axes), terms)
+    included = _included_classes(where, logits.shape, axes).astype(terms.nll.dtype)
+    return reduced_loss(*combined_terms(terms, row_index, included, options), reduction)
+
+
+def _along_axes(class_weight: Array | None, shape: tuple[int, ...], axes: Axes):
+    """Weights of flat class indices, laid along the class axes of the logits."""
+    if class_weight is None:
+        return None
+    weights = class_weight.reshape([shape[a] for a in axes])
+    weights = jnp.transpose(weights, sorted(range(len(axes)), key=axes.__getitem__))
+    return jnp.expand_dims(weights, [i for i in range(len(shape)) if i not in axes])
+
+
+def _included_classes(where: Array | None, shape: tuple[int, ...], axes: Axes) -> Array:
+    if where is None:
+        return jnp.asarray(math.prod(shape[a] for a in axes))
+    over_classes = [shape[i] if i in axes else n for i, n in enumerate(where.shape)]
+    count = jnp.sum(jnp.broadcast_to(where, over_classes), axes)
+    return jnp.broadcast_to(count, reduced_shape(shape, axes))

@@ -1,0 +1,332 @@
+"""logsumexp, the smooth maximum, and logmeanexp.
+
+    L(x; tau) = tau log sum_i b_i exp(x_i / tau)
+
+The rule saves x and two numbers a row where autodiff would save every exp(x_i), and has
+the right derivative where autodiff gives NaN: at +inf, in an empty sum, at tau = 0.
+"""
+
+import functools
+from typing import Literal, overload
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft._autodiff import with_jvp
+from jaxsoft._checks import (
+    Axis,
+    as_array,
+    as_axes,
+    as_flag,
+    as_inexact,
+    as_mask,
+    as_temperature,
+    reject_temperature,
+)
+from jaxsoft._numerics import (
+    counted_logits,
+    exp_shifted,
+    max_and_tail,
+    per_row,
+    shifted,
+    times_log,
+)
+
+
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: Literal[False] = False,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array: ...
+
+
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    return_sign: Literal[True],
+    where: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+) -> tuple[Array, Array]: ...
+
+
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array | tuple[Array, Array]: ...
+
+
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array | tuple[Array, Array]:
+    """Log of the sum of exponentials: the smooth maximum.
+
+    ``L(a; temperature) = temperature * log(sum(b * exp(a / temperature)))``, and
+    ``max(a) <= L <= max(a) + temperature * log(n)`` for ``b = 1``. A drop-in for
+    `jax.nn.logsumexp`; ``temperature`` is new.
+
+    Args:
+        a: array of any shape; real or complex.
+        axis: axis or axes to reduce; None reduces all.
+        b: signed weights of the exponentials; ``a`` and ``b`` broadcast together.
+        keepdims: keep the reduced axes with size 1.
+        return_sign: return ``(log of the absolute sum, sign)``. Without it a negative
+            sum gives NaN. For complex ``a`` the sign is the phase of the sum.
+        where: boolean, broadcastable to ``a``; True includes an entry.
+        temperature: in the units of ``a``; larger is softer. Broadcastable to the
+            result with the reduced axes kept; may be traced and differentiated. At 0
+            the result is the maximum; below 0 it is the smooth minimum,
+            ``L(a; -t) = -L(-a; t)``. Real ``a`` only.
+
+    Returns:
+        The reduced array (in the units of ``a``; nats at temperature 1) in the dtype of
+        ``a``; integers give floats. Half precision is computed in float32.
+
+    Raises:
+        TypeError: ``a`` or ``b`` is not an array of numbers, ``where`` is not boolean,
+            ``axis`` is not an int, ``temperature`` is complex or used with complex
+            ``a``.
+        ValueError: ``axis`` is out of range or repeated; ``where`` or ``temperature``
+            would enlarge the result; ``a`` and ``b`` do not broadcast.
+
+    Gradient:
+        dL/da = p = b exp((a - L) / temperature), the softmax for b = 1.
+        dL/db = temperature * exp((a - L) / temperature), also where b = 0.
+        dL/dtemperature = entropy of p (for b = 1). The sign has derivative 0.
+        Residuals: the arguments and two numbers per reduced row.
+
+    Awkward values:
+        Nothing included, or all -inf: -inf with gradient 0 (at temperature < 0 an empty
+        minimum is +inf). Entries +inf: +inf; they share the gradient equally, as tied
+        maxima do at temperature 0. A sum of exactly 0: -inf with sign 0, gradient 0.
+        NaN only if an included entry is NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> jaxsoft.logsumexp(jnp.array([1000.0, 1000.0]))
+        Array(1000.6931, dtype=float32)
+        >>> jaxsoft.logsumexp(jnp.array([1.0, 3.0, 6.0]), temperature=0.0)
+        Array(6., dtype=float32)
+
+    References:
+        P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp
+        and softmax functions", IMA Journal of Numerical Analysis 41 (2021). The weights
+        and the sign are those of `scipy.special.logsumexp`.
+    """
+    name = "logsumexp"
+    a = as_array(name, "a", a)
+    a = as_inexact(name, "a", a.astype(jnp.int8) if a.dtype == bool else a)
+    as_flag(name, "keepdims", keepdims)
+    as_flag(name, "return_sign", return_sign)
+    if b is not None:
+        a, b = _broadcast_together(a, as_array(name, "b", b))
+    axes = as_axes(name, axis, a.ndim)
+    where = as_mask(name, "where", where, a.shape)
+    if jnp.issubdtype(a.dtype, jnp.complexfloating):
+        reject_temperature(name, temperature, a)
+        return jax.nn.logsumexp(a, axes, b, keepdims, return_sign, where)
+    tau = as_temperature(name, temperature, a, axes)
+    log_sum, sign = _reduced(a, b, where, tau, axes, keepdims, mean=False)
+    if return_sign:
+        return log_sum, sign
+    return log_sum if b is None else jnp.where(sign < 0, jnp.nan, log_sum)
+
+
+def logmeanexp(
+    x: ArrayLike,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array:
+    """Log of the mean of exponentials; with a temperature, the mellowmax.
+
+    ``M(x; temperature) = temperature * log(mean(exp(x / temperature)))``, which is
+    ``logsumexp(x) - temperature * log(n)`` over the n included entries. It lies between
+    the mean (large temperature) and the maximum (small). A drop-in for
+    `jax.nn.logmeanexp`; ``temperature`` is new.
+
+    Args:
+        x: array of any shape; real or complex.
+        axis: axis or axes to reduce; None reduces all.
+        where: boolean, broadcastable to ``x``; True includes an entry.
+        keepdims: keep the reduced axes with size 1.
+        temperature: in the units of ``x``, as in `logsumexp`. At 0 the maximum; below 0
+            it approaches the minimum.
+
+    Returns:
+        The reduced array in the units and the dtype of ``x``; integers give floats.
+
+    Raises:
+        TypeError, ValueError: as `logsumexp`.
+
+    Gradient:
+        dM/dx = softmax(x / temperature); dM/dtemperature = entropy - log(n).
+        Residuals: the arguments and two numbers per reduced row.
+
+    Awkward values:
+        The mean of nothing is -inf with gradient 0; a mean of equal entries is that
+        entry exactly.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> jaxsoft.logmeanexp(jnp.array([1.0, 2.0, 3.0]))
+        Array(2.3089938, dtype=float32)
+
+    References:
+        K. Asadi, M. L. Littman, "An alternative softmax operator for reinforcement
+        learning", ICML 2017 (mellowmax).
+    """
+    name = "logmeanexp"
+    x = as_array(name, "x", x)
+    x = as_inexact(name, "x", x.astype(jnp.int8) if x.dtype == bool else x)
+    as_flag(name, "keepdims", keepdims)
+    axes = as_axes(name, axis, x.ndim)
+    where = as_mask(name, "where", where, x.shape)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        reject_temperature(name, temperature, x)
+        return jax.nn.logmeanexp(x, axes, where, keepdims)
+    tau = as_temperature(name, temperature, x, axes)
+    return _reduced(x, None, where, tau, axes, keepdims, mean=True)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "keepdims", "mean"))
+def _reduced(x, b, where, temperature, axes, keepdims, mean):
+    temperature = per_row(temperature, x.shape, axes)
+    results = _logsumexp(x, b, where, temperature, axes, mean)
+    return results if keepdims else tuple(jnp.squeeze(r, axes) for r in results)
+
+
+# With the letters of _numerics (z, m, d, e, s; t = |tau| and sigma its sign), the sum
+# S = sum_j b_j e_j = 1 + s, and p_i = b_i e_i / S,
+#     L = sigma (m + t log|S|)
+#     dL/dx_i = p_i             sigma cancels: once from L, once from z
+#     dL/db_i = tau e_i / S     also where b_i = 0, where m does not see x_i
+#     dL/dtau = log|S| - sum_i p_i d_i        for b = 1 the entropy of p
+# The mean divides S by n, which L and dL/dtau see.
+@with_jvp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _logsumexp(x, b, where, temperature, axes, mean):
+    return _plain(x, b, where, temperature, axes, mean)[0]
+
+
+def _plain(x, b, where, temperature, axes, mean):
+    z = _weighted_logits(x, b, where, temperature)
+    m, s = max_and_tail(z, b, temperature, axes)
+    excess = _log_abs_sum(z, s, where, axes, mean)
+    if temperature is None:
+        log_sum = m + excess
+    else:
+        # An infinite temperature meets an excess of 0, or an infinite maximum.
+        fixed = (excess == 0) | jnp.isinf(m)
+        log_sum = jnp.where(fixed, m, m + jnp.abs(temperature) * excess)
+        log_sum = jnp.where(temperature < 0, -log_sum, log_sum)
+    sign = jnp.where(jnp.isneginf(m), 0, jnp.sign(1 + s))
+    return (log_sum.astype(x.dtype), sign.astype(x.dtype)), (m, s)
+
+
+def _fwd(x, b, where, temperature, axes, mean):
+    out, (m, s) = _plain(x, b, where, temperature, axes, mean)
+    return out, (x, b, where, temperature, m, s)
+
+
+def _bwd(axes, mean, residuals, cotangents):
+    x, b, where, temperature, m, s = residuals
+    z, to_input = jax.vjp(lambda x: _weighted_logits(x, b, where, temperature), x)
+    g = cotangents[0].astype(z.dtype)
+    empty_sum = s == -1
+    total = jnp.where(empty_sum, jnp.inf, 1 + s)
+    e = exp_shifted(z, m, temperature)
+    p = (e if b is None else b * e) / total
+    if temperature is None:
+        dz, dtemperature = g * p, None
+    else:
+        dz = g * jnp.where(temperature < 0, -p, p)
+        log_sum = _log_abs_sum(z, jnp.where(empty_sum, 0, s), where, axes, mean)
+        d = shifted(z, m, temperature)
+        dtemperature = g * (log_sum - jnp.sum(times_log(p, d), axes, keepdims=True))
+    db = None
+    if b is not None:
+        db = _weights_cotangent(x, where, temperature, m, g / total)
+    return to_input(dz)[0], db, None, dtemperature
+
+
+_logsumexp.defvjp(_fwd, _bwd)
+
+
+def _weighted_logits(x, b, where, temperature):
+    z = counted_logits(x, where, temperature)
+    return z if b is None else jnp.where(b == 0, -jnp.inf, z)
+
+
+def _log_abs_sum(z, s, where, axes, mean):
+    if mean:
+        included = (
+            jnp.ones_like(z) if where is None else jnp.broadcast_to(where, z.shape)
+        )
+        count = jnp.sum(included, axes, keepdims=True, dtype=z.dtype)
+        return jnp.log((1 + s) / jnp.maximum(count, 1))
+    # log1p keeps a small tail; a negative sum is below its domain.
+    positive, negative = ~(s <= -1), s < -1  # NaN counts as positive, and stays
+    log_positive = jnp.log1p(jnp.where(positive, s, 0))
+    log_negative = jnp.log(jnp.where(negative, -1 - s, 1))
+    log_abs = jnp.where(negative, log_negative, log_positive)
+    return jnp.where(s == -1, -jnp.inf, log_abs)
+
+
+def _weights_cotangent(x, where, temperature, m, g):
+    z = counted_logits(x, where, temperature)
+    e = exp_shifted(z, m, temperature)
+    # An entry that b = 0 excludes may lie so far above m that e overflows; the limit
+    # and the factor keep 0 e = 0 for a zero cotangent.
+    above = (z == jnp.inf) & (m < jnp.inf) | jnp.isinf(e)
+    huge = jnp.finfo(e.dtype).max
+    db = g * jnp.where(above, huge, e) * jnp.where(above, huge, 1)
+    if temperature is not None:
+        db = db * temperature
+    return jnp.where(jnp.isneginf(m), 0, db)
+
+
+def _broadcast_together(a: Array, b: Array) -> tuple[Array, Array]:
+    try:
+        shape = jnp.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise ValueError(
+            "logsumexp: a and b must broadcast together; "
+            f"got shapes {a.shape} and {b.shape}"
+        ) from None
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+
+    def spread(v: Array) -> Array:
+        v = jax.lax.expand_dims(v.astype(dtype), range(len(shape) - v.ndim))
+        return jnp.broadcast_to(v, shape)
+
+    return spread(a), spread(b)

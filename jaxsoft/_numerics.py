@@ -1,0 +1,219 @@
+"""The (max, tail) split, on which every function of the library stands.
+
+For logits x, a temperature tau and the classes that count,
+
+    z = x, or -x where tau < 0 (a negative temperature turns max into min)
+    m = max z        d_i = (z_i - m) / |tau| <= 0        e_i = exp(d_i)
+    s = sum_i e_i - 1 >= 0, summed without ever adding the 1.
+
+The 1 is the term of the maximum. Kept apart, it rounds nothing away: log(1 + s) is
+log1p(s), the probability p_i is e_i / (1 + s), and a model that is sure of its answer
+has a tail s of 1e-9 with all its digits, where sum_i e_i would be exactly 1.
+
+Derivatives hold m fixed. Every result of the library is the same for any shift m, so
+its derivatives are too, to all orders. The rules below say no more than that, and what
+the derivative is at the points where a division by tau or an infinity would make NaN.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+Axes = tuple[int, ...]
+
+
+def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """float32 for half precision and narrower, else the dtype itself."""
+    dtype = jnp.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
+def counted_logits(
+    x: Array,
+    where: Array | None,
+    temperature: Array | None,
+    softcap: Array | None = None,
+) -> Array:
+    """z: x in the accumulation dtype, capped, signed, masked; a masked entry is -inf.
+
+    A rule calls this in its forward and in its backward pass, so that both see the
+    same logits and only x itself is saved. Its transpose takes dz back to dx.
+    """
+    z = x.astype(accumulation_dtype(x.dtype))
+    if softcap is not None:
+        z = capped(z, softcap)
+    if temperature is not None:
+        z = jnp.where(temperature < 0, -z, z)
+    return z if where is None else jnp.where(where, z, -jnp.inf)
+
+
+def per_row(
+    temperature: Array | None, shape: tuple[int, ...], axes: Axes
+) -> Array | None:
+    """The temperature of every row. A shared one is spread before a rule sees it: the
+    sum over rows in its derivative is then JAX's own."""
+    if temperature is None:
+        return None
+    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
+    return jnp.broadcast_to(temperature, kept)
+
+
+def is_hard(temperature: Array) -> Array:
+    """Whether tau is 0. Subnormal numbers count as 0: processors flush them to it."""
+    return jnp.abs(temperature) < jnp.finfo(temperature.dtype).tiny
+
+
+def inverse_temperature(temperature: Array | None) -> Array | float:
+    """1/|tau|, and 0 at tau = 0: the hard functions are constant almost everywhere."""
+    if temperature is None:
+        return 1.0
+    hard = is_hard(temperature)
+    return jnp.where(hard, 0, 1 / jnp.where(hard, 1, jnp.abs(temperature)))
+
+
+@jax.custom_jvp
+def shifted(z: Array, m: Array, temperature: Array | None) -> Array:
+    """d = (z - m)/|tau|; 0 where z is +inf, -inf where z is -inf.
+
+    Shifted first and divided later: z/tau - m/tau would lose the digits of z - m. At
+    tau = 0 the maxima have d = 0 and all others -inf.
+    """
+    gap = jnp.where(jnp.isinf(z), jnp.minimum(z, 0), z - m)
+    if temperature is None:
+        return gap
+    hard = is_hard(temperature)
+    d = gap / jnp.where(hard, 1, jnp.abs(temperature))
+    d = jnp.where(jnp.isneginf(gap), gap, d)
+    return jnp.where(hard & (gap < 0), -jnp.inf, d)
+
+
+@shifted.defjvp
+def _shifted_jvp(primals, tangents):
+    # d' = (z' - m' - d |tau|')/|tau|. A rule, since the quotient's own derivative
+    # squares tau, and multiplies a zero tangent by infinity at an infinite d.
+    z, m, temperature = primals
+    z_dot, m_dot, temperature_dot = tangents
+    d = shifted(z, m, temperature)
+    d_dot = z_dot - m_dot
+    if temperature is not None:
+        size_dot = jnp.sign(temperature) * temperature_dot
+        d_dot = d_dot - jnp.where(jnp.isinf(d), 0, d) * size_dot
+        d_dot = d_dot * inverse_temperature(temperature)
+    return d, jnp.where(jnp.isinf(z), 0, d_dot)
+
+
+@jax.custom_jvp
+def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
+    """e = exp(d), without the roundings of the subtraction and the division in d.
+
+    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d). Both are
+    floats themselves, so one multiplication puts them back:
+    exp(d + rounding) = exp(d) (1 + rounding).
+    """
+    d = shifted(z, m, temperature)
+    gap = z - m
+    back = gap - z
+    rounding = (z - (gap - back)) - (m + back)  # Knuth's TwoSum
+    if temperature is not None:
+        rounding = rounding + _remainder(gap, d, jnp.abs(temperature))
+        rounding = rounding * inverse_temperature(temperature)
+    # Of size 1 and more only where e is 0, and NaN at infinities.
+    return jnp.exp(d) * (1 + jnp.where(jnp.abs(rounding) < 1, rounding, 0))
+
+
+def _remainder(gap: Array, d: Array, t: Array) -> Array:
+    """gap - d t, exactly: in halves of the digits, whose products do not round."""
+    finfo = jnp.finfo(gap.dtype)
+    d_high, t_high = (
+        jax.lax.reduce_precision(v, finfo.nexp, finfo.nmant // 2) for v in (d, t)
+    )
+    d_low, t_low = d - d_high, t - t_high
+    return ((gap - d_high * t_high) - d_high * t_low - d_low * t_high) - d_low * t_low
+
+
+@exp_shifted.defjvp
+def _exp_shifted_jvp(primals, tangents):
+    # e' = e d', and 0 where e is 0, whatever d' is there.
+    e = exp_shifted(*primals)
+    _, d_dot = jax.jvp(shifted, primals, tangents)
+    return e, jnp.where(e == 0, 0, e * d_dot)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def max_and_tail(
+    z: Array, weights: Array | None, temperature: Array | None, axes: Axes
+) -> tuple[Array, Array]:
+    """(m, s) over axes, which are kept with size 1. Nothing that counts: (-inf, 0).
+
+    With weights b (those of `logsumexp`), s = sum_i b_i e_i - 1.
+    """
+    m = jnp.max(z, axes, keepdims=True, initial=-jnp.inf)
+    top = z == m
+    e = jnp.where(top, 0, exp_shifted(z, m, temperature))
+    if weights is not None:
+        e = e * weights
+    terms_of_maximum = jnp.where(top, 1 if weights is None else weights, 0)
+    s = jnp.sum(e, axes, keepdims=True) + (
+        jnp.sum(terms_of_maximum, axes, keepdims=True, dtype=z.dtype) - 1
+    )
+    return m, jnp.where(jnp.isneginf(m), 0, s)
+
+
+@max_and_tail.defjvp
+def _max_and_tail_jvp(axes, primals, tangents):
+    # m' = 0 (m is held fixed) and s' = sum_i (b_i e_i)', now with the maximum's term.
+    m, s = max_and_tail(*primals, axes)
+
+    def total(z, weights, temperature):
+        e = exp_shifted(z, m, temperature)
+        e = e if weights is None else e * weights
+        return jnp.sum(e, axes, keepdims=True)
+
+    _, s_dot = jax.jvp(total, primals, tangents)
+    return (m, s), (jnp.zeros_like(m), s_dot)
+
+
+def probabilities(z: Array, m: Array, s: Array, temperature: Array | None) -> Array:
+    """p = e/(1 + s): 0 at a masked entry, and 0 throughout where nothing counts."""
+    return exp_shifted(z, m, temperature) / (1 + s)
+
+
+def times_log(p: Array, d: Array) -> Array:
+    """p d with 0 (-inf) = 0."""
+    return p * jnp.where(p == 0, 0, d)
+
+
+def sum_over_others(q: Array, z: Array, m: Array, s: Array, axes: Axes) -> Array:
+    """For each class, the sum of q over all the other classes."""
+    top = z == m
+    others = jnp.sum(jnp.where(top, 0, q), axes, keepdims=True)
+    total = others + jnp.sum(jnp.where(top, q, 0), axes, keepdims=True)
+    # A class alone at the top, with more than half of p: summed, not subtracted.
+    return jnp.where(top & (s < 1), others, total - q)
+
+
+@jax.custom_jvp
+def capped(z: Array, softcap: Array) -> Array:
+    """c tanh(z/c)."""
+    return softcap * jnp.tanh(z / softcap)
+
+
+@capped.defjvp
+def _capped_jvp(primals, tangents):
+    # With u = z/c: dz has the factor sech(u)^2, and dc has tanh(u) - u sech(u)^2. The
+    # forms 1 - tanh(u)^2 and u (1 - tanh(u)^2) lose their digits at large u, and are
+    # NaN at infinity; the difference loses its digits at small u, where its Taylor
+    # series has converged.
+    z, c = primals
+    z_dot, c_dot = tangents
+    u = z / c
+    sech2 = 1 / jnp.cosh(u) ** 2
+    near = jnp.where(jnp.abs(u) < 0.25, u, 0)
+    square = near**2
+    series = 2 / 3 - square * (8 / 15 - square * (34 / 105 - square * 496 / 2835))
+    direct = jnp.tanh(u) - jnp.where(sech2 == 0, 0, u) * sech2
+    slope = jnp.where(jnp.abs(u) < 0.25, near * square * series, direct)
+    return capped(z, c), sech2 * z_dot + slope * c_dot

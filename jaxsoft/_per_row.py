@@ -1,0 +1,117 @@
+"""What every loss does with one number per row: labels, weights, reduction.
+
+A loss of given logits and a loss that never holds them differ in how a row's
+log-probability is found. From there on they share this module, which works on O(rows)
+numbers and leaves all derivatives to JAX.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import checkify
+
+
+class RowLabels(NamedTuple):
+    """Class indices, and which rows they count in; all of the rows' shape."""
+
+    class_index: Array  # int32; -1 names no class
+    counted: Array  # False in a row with label ignore_index
+    valid: Array  # False in a counted row whose label is no class
+
+
+class RowTerms(NamedTuple):
+    """What a row's loss is made of. In a row that is not counted, all are 0."""
+
+    nll: Array  # sum_c q_c (-log p_c), for the label or the label probabilities q
+    logsumexp: Array | None  # of the logits over the temperature
+    spread: Array | None  # sum_c w_c (-log p_c) over the included classes
+
+
+class RowOptions(NamedTuple):
+    """The options of a loss that act on rows; None is neutral."""
+
+    class_weight: Array | None = None
+    sample_weight: Array | None = None
+    label_smoothing: Array | None = None
+    z_loss: Array | None = None
+
+
+def row_labels(
+    function: str, labels: Array, classes: int, ignore_index: int | None
+) -> RowLabels:
+    """Labels in 32 bits. What is no class becomes -1, so that nothing wraps."""
+    # Compared in a dtype that holds both sides: 300 classes do not fit into int8, nor
+    # does ignore_index = -100 into uint32.
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)
+    ignored = jnp.zeros(labels.shape, bool)
+    limits = jnp.iinfo(labels.dtype)
+    if ignore_index is not None and limits.min <= ignore_index <= limits.max:
+        ignored = labels == ignore_index
+    is_class = ~ignored & (labels >= 0) & (labels < classes)
+    if labels.size:
+        _check_labels(function, labels, is_class | ignored, classes)
+    index = jnp.where(is_class, labels, 0).astype(jnp.int32)
+    return RowLabels(jnp.where(is_class, index, -1), ~ignored, is_class | ignored)
+
+
+def _check_labels(function: str, labels: Array, valid: Array, classes: int) -> None:
+    first_invalid = labels.ravel()[jnp.argmin(valid.ravel())]
+    checkify.debug_check(
+        jnp.all(valid),
+        f"{function}: labels must lie in [0, {classes}) or equal ignore_index; "
+        "got label {label}",
+        label=first_invalid,
+    )
+
+
+def combined_terms(
+    terms: RowTerms,
+    labels: RowLabels | None,
+    included_classes: Array | int,
+    options: RowOptions,
+) -> tuple[Array, Array]:
+    """The loss of every row, and its weight in a mean.
+
+    loss = v ((1 - eps) w_y nll + (eps / C) spread + z_loss lse^2), in a counted row.
+    weight = v w_y, for label probabilities v.
+    """
+    loss = terms.nll
+    weight = jnp.ones_like(loss)
+    if options.class_weight is not None and labels is not None:
+        weight = options.class_weight[jnp.maximum(labels.class_index, 0)]
+        loss = times_loss(weight, loss)
+    if options.label_smoothing is not None and terms.spread is not None:
+        eps = options.label_smoothing
+        share = eps / jnp.maximum(included_classes, 1)
+        loss = times_loss(1 - eps, loss) + times_loss(share, terms.spread)
+    if options.z_loss is not None and terms.logsumexp is not None:
+        infinite = jnp.isinf(terms.logsumexp)
+        square = jnp.where(infinite, 0, terms.logsumexp) ** 2
+        square = jnp.where(infinite, jnp.inf, square)
+        loss = loss + times_loss(options.z_loss, square)
+    if options.sample_weight is not None:
+        sample_weight = jnp.broadcast_to(options.sample_weight, loss.shape)
+        loss, weight = times_loss(sample_weight, loss), sample_weight * weight
+    if labels is not None:
+        loss = jnp.where(labels.counted, loss, 0)
+        weight = jnp.where(labels.counted, weight, 0)
+    return loss, weight
+
+
+def times_loss(weight: Array, loss: Array) -> Array:
+    """weight * loss with 0 * inf = 0; the derivative in a weight of 0 is the loss."""
+    return weight * jnp.where((weight == 0) & jnp.isinf(loss), 0, loss)
+
+
+def reduced_loss(loss: Array, weight: Array, reduction: str) -> Array:
+    """The sum, the weighted mean (0 if no weight at all), or the loss of every row."""
+    if reduction == "none":
+        return loss
+    total = jnp.sum(loss)
+    if reduction == "sum":
+        return total
+    total_weight = jnp.sum(weight)
+    empty = total_weight == 0
+    return jnp.where(empty, 0, total / jnp.where(empty, 1, total_weight))

@@ -1,0 +1,195 @@
+"""The one rule behind the losses of given logits.
+
+`row_terms` takes logits x and targets to three numbers a row, from which every option
+of `cross_entropy` is made in `_per_row`. With z, m, d, e, s, t of `_numerics`, classes
+c and targets q, which are the indicator of the label or probabilities,
+
+    -log p_c  = log1p(s) - d_c
+    nll       = sum_c q_c (-log p_c)
+    logsumexp = m/t + log1p(s)
+    spread    = sum_c w_c (-log p_c)      over the included classes
+
+The rule is there for the label's entry of the gradient, p_y - 1: autodiff rounds it to
+0 when the model is sure. It also saves no second array of the size of the logits, keeps
+NaN out of ignored rows, and puts it into rows whose label is no class.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxsoft._autodiff import with_jvp
+from jaxsoft._numerics import (
+    counted_logits,
+    exp_shifted,
+    inverse_temperature,
+    is_hard,
+    max_and_tail,
+    shifted,
+    sum_over_others,
+    times_log,
+)
+from jaxsoft._per_row import RowLabels, RowTerms
+
+
+# With cotangents g, h, k of nll, logsumexp and spread, Q = sum_c q_c, W = sum_c w_c and
+# U = -sum_c p_c d_c,
+#     t dz_i = g (Q p_i - q_i) + h p_i + k (W p_i - w_i)
+#     t dt   = g sum_c q_c (d_c + U) + h (U - m/t) + k sum_c w_c (d_c + U)
+#     dq_c   = g (-log p_c)        dw_c = sum over rows of k (-log p_c)
+# In the first, nothing is subtracted from a p_i that is nearly 1:
+#     p_i - 1 = (e_i - 1 - s) / (1 + s),
+# where e_i - 1 is exactly 0 at the maximum, and both terms are negative elsewhere.
+@with_jvp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def row_terms(
+    x, targets, spread_weight, where, temperature, softcap, axes, with_logsumexp
+):
+    """RowTerms over axes, which are kept with size 1.
+
+    targets: RowLabels, or label probabilities of the shape of x. spread_weight: None,
+    or class weights that broadcast to x. temperature: None or one per row.
+    """
+    return _plain(
+        x, targets, spread_weight, where, temperature, softcap, axes, with_logsumexp
+    )[0]
+
+
+def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_lse):
+    mask = _mask(where, targets)
+    z = counted_logits(x, mask, temperature, softcap)
+    m, s = max_and_tail(z, None, temperature, axes)
+    nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
+    if isinstance(targets, RowLabels):
+        hit = _is_label(targets, x.shape, axes)
+        nll = jnp.sum(jnp.where(hit, nll_of_class, 0), axes, keepdims=True)
+        nll = jnp.where(targets.valid, nll, jnp.nan)
+    else:
+        q = _clean(targets, mask, z.dtype)
+        nll = _expectation(q, nll_of_class, axes)
+    lse = spread = None
+    if with_lse:
+        lse = _logsumexp_over_temperature(m, s, temperature)
+        if isinstance(targets, RowLabels):
+            lse = jnp.where(targets.counted, lse, 0)
+    if spread_weight is not None:
+        w = _included(spread_weight, mask, z)
+        spread = _expectation(w, nll_of_class, axes)
+    return RowTerms(nll, lse, spread), (m, s)
+
+
+def _fwd(x, targets, spread_weight, where, temperature, softcap, axes, with_lse):
+    out, split = _plain(
+        x, targets, spread_weight, where, temperature, softcap, axes, with_lse
+    )
+    return out, (x, targets, spread_weight, where, temperature, softcap, split)
+
+
+def _bwd(axes, with_lse, residuals, cotangents):
+    x, targets, spread_weight, where, temperature, softcap, (m, s) = residuals
+    mask = _mask(where, targets)
+    z, to_input = jax.vjp(
+        lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
+    )
+    e = exp_shifted(z, m, temperature)
+    d = shifted(z, m, temperature)
+    nll_of_class = jnp.log1p(s) - d
+    from_sure = s + (1 - e)  # (1 + s)(1 - p_i)
+    g, h, k = cotangents
+    g = jnp.where(jnp.isneginf(m), 0, g)
+
+    # q_g = g q and the sum of it over the other classes, for g (Q p_i - q_i).
+    if isinstance(targets, RowLabels):
+        # NaN into the whole row of an invalid label, 0 into an ignored one.
+        g = jnp.where(targets.counted, g, 0) * jnp.where(targets.valid, 1, jnp.nan)
+        hit = _is_label(targets, x.shape, axes)
+        dz = g * jnp.where(hit, -from_sure, e)
+        q_g = jnp.where(hit, g, 0)
+        dtargets = None
+    else:
+        q = _clean(targets, mask, z.dtype)
+        q_g = g * q
+        dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * from_sure
+        dtargets = _times_nll(g, nll_of_class, z).astype(targets.dtype)
+    dspread_weight = None
+    if spread_weight is not None:
+        w = _included(spread_weight, mask, z)
+        total = jnp.sum(w, axes, keepdims=True)
+        # W p_i - w_i = W (p_i - 1) + (W - w_i)
+        dz = dz + k * ((total - w) * (1 + s) - total * from_sure)
+        q_g = q_g + k * w
+        dw = _times_nll(k, nll_of_class, z)
+        if mask is not None:
+            dw = jnp.where(mask, dw, 0)
+        dspread_weight = _sum_to_shape(dw, spread_weight)
+    if with_lse:
+        dz = dz + jnp.where(jnp.isneginf(m), 0, h) * e
+    dz = dz / (1 + s) * inverse_temperature(temperature)
+
+    dtemperature = None
+    if temperature is not None:
+        u = -jnp.sum(times_log(e, d), axes, keepdims=True) / (1 + s)
+        dt = jnp.sum(q_g * jnp.where(jnp.isinf(d), 0, d + u), axes, keepdims=True)
+        if with_lse:
+            lse_of_max = m * inverse_temperature(temperature)
+            dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
+        dtemperature = jnp.sign(temperature) * inverse_temperature(temperature) * dt
+    dx, dsoftcap = to_input(dz)
+    return dx, dtargets, dspread_weight, None, dtemperature, dsoftcap
+
+
+row_terms.defvjp(_fwd, _bwd)
+
+
+def _mask(where, targets):
+    """An ignored row is a row in which no class counts."""
+    if not isinstance(targets, RowLabels):
+        return where
+    return targets.counted if where is None else where & targets.counted
+
+
+def _is_label(labels, shape, axes):
+    """Compared, not gathered: a comparison stays local when the classes are sharded."""
+    class_index, stride = jnp.zeros((1,) * len(shape), jnp.int32), 1
+    for axis in reversed(axes):
+        along_axis = [n if i == axis else 1 for i, n in enumerate(shape)]
+        iota = jax.lax.broadcasted_iota(jnp.int32, along_axis, axis)
+        class_index = class_index + stride * iota
+        stride *= shape[axis]
+    return class_index == labels.class_index
+
+
+def _clean(q, mask, dtype):
+    """Label probabilities without the NaN that a masked class may hold."""
+    q = q.astype(dtype)
+    return q if mask is None else jnp.where(mask | (q > 0), q, 0)
+
+
+def _included(spread_weight, mask, z):
+    w = jnp.broadcast_to(spread_weight.astype(z.dtype), z.shape)
+    return w if mask is None else jnp.where(mask, w, 0)
+
+
+def _expectation(q, nll_of_class, axes):
+    """sum_c q_c (-log p_c) with 0 (-log 0) = 0."""
+    terms = q * jnp.where(q == 0, 0, nll_of_class)
+    return jnp.sum(terms, axes, keepdims=True)
+
+
+def _times_nll(g, nll_of_class, z):
+    """g (-log p_c), with the largest finite number for -log 0: no 0 times infinity."""
+    limit = jnp.finfo(z.dtype).max
+    return g * jnp.minimum(nll_of_class, limit)
+
+
+def _logsumexp_over_temperature(m, s, temperature):
+    if temperature is None:
+        return m + jnp.log1p(s)
+    t = jnp.where(is_hard(temperature), 0, jnp.abs(temperature))
+    return jnp.where(m == 0, 0, m / t) + jnp.log1p(s)
+
+
+def _sum_to_shape(dw, spread_weight):
+    shared = [i for i, n in enumerate(spread_weight.shape) if n != dw.shape[i]]
+    return jnp.sum(dw, shared, keepdims=True).astype(spread_weight.dtype)
