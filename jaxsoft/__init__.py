@@ -6,7 +6,11 @@ differentiated in both modes, to any order.
 """
 
 from jaxsoft._autodiff import with_jvp as with_jvp
+from jaxsoft._binary import binary_cross_entropy as binary_cross_entropy
+from jaxsoft._binary import circle_loss as circle_loss
+from jaxsoft._binary import multilabel_cross_entropy as multilabel_cross_entropy
 from jaxsoft._cross_entropy import cross_entropy as cross_entropy
+from jaxsoft._kl_divergence import kl_divergence as kl_divergence
 from jaxsoft._logsumexp import logmeanexp as logmeanexp
 from jaxsoft._logsumexp import logsumexp as logsumexp
 from jaxsoft._softmax import entropy as entropy
@@ -16,11 +20,15 @@ from jaxsoft._softmax import softmax as softmax
 __version__ = "0.1.0"
 
 __all__ = [
+    "binary_cross_entropy",
+    "circle_loss",
     "cross_entropy",
     "entropy",
+    "kl_divergence",
     "log_softmax",
     "logmeanexp",
     "logsumexp",
+    "multilabel_cross_entropy",
     "softmax",
     "with_jvp",
 ]

@@ -130,7 +130,7 @@ def logsumexp(
         >>> import jax.numpy as jnp
         >>> import jaxsoft
         >>> jaxsoft.logsumexp(jnp.array([1000.0, 1000.0]))
-        Array(1000.6931, dtype=float32)
+        Array(1000.6932, dtype=float32)
         >>> jaxsoft.logsumexp(jnp.array([1.0, 3.0, 6.0]), temperature=0.0)
         Array(6., dtype=float32)
 

@@ -109,19 +109,25 @@ def _shifted_jvp(primals, tangents):
 def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
     """e = exp(d), without the roundings of the subtraction and the division in d.
 
-    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d). Both are
-    floats themselves, so one multiplication puts them back:
-    exp(d + rounding) = exp(d) (1 + rounding).
+    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d). One
+    multiplication puts both back: exp(d + rounding) = exp(d) (1 + rounding).
     """
     d = shifted(z, m, temperature)
+    rounding = rounding_of_shifted(z, m, d, temperature)
+    # Of size 1 and more only where e is 0.
+    return jnp.exp(d) * (1 + jnp.where(jnp.abs(rounding) < 1, rounding, 0))
+
+
+def rounding_of_shifted(z: Array, m: Array, d: Array, temperature: Array | None):
+    """What d lacks of (z - m)/|tau|, which is a float itself; 0 at infinities."""
     gap = z - m
     back = gap - z
     rounding = (z - (gap - back)) - (m + back)  # Knuth's TwoSum
     if temperature is not None:
         rounding = rounding + _remainder(gap, d, jnp.abs(temperature))
         rounding = rounding * inverse_temperature(temperature)
-    # Of size 1 and more only where e is 0, and NaN at infinities.
-    return jnp.exp(d) * (1 + jnp.where(jnp.abs(rounding) < 1, rounding, 0))
+    rounding = jnp.where(jnp.isfinite(rounding), rounding, 0)
+    return jax.lax.stop_gradient(rounding)
 
 
 def _remainder(gap: Array, d: Array, t: Array) -> Array:
@@ -217,3 +223,16 @@ def _capped_jvp(primals, tangents):
     direct = jnp.tanh(u) - jnp.where(sech2 == 0, 0, u) * sech2
     slope = jnp.where(jnp.abs(u) < 0.25, near * square * series, direct)
     return capped(z, c), sech2 * z_dot + slope * c_dot
+
+
+@jax.custom_jvp
+def log1p_exp(z: Array) -> Array:
+    """log(1 + exp(z)), with the digits of exp(z) where z is very negative."""
+    return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
+
+
+@log1p_exp.defjvp
+def _log1p_exp_jvp(primals, tangents):
+    # The derivative, the sigmoid, is finite where z is infinite.
+    (z,), (z_dot,) = primals, tangents
+    return log1p_exp(z), jax.nn.sigmoid(z) * z_dot

@@ -292,7 +292,7 @@ def entropy(
         >>> import jax.numpy as jnp
         >>> import jaxsoft
         >>> jaxsoft.entropy(jnp.array([1.0, 2.0, 3.0]))
-        Array(0.8323956, dtype=float32)
+        Array(0.83239555, dtype=float32)
     """
     logits = as_real("entropy", "logits", logits)
     axes = as_axes("entropy", axis, logits.ndim)

@@ -1,0 +1,349 @@
+"""Losses made of softplus: binary, multi-label and circle loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft._autodiff import with_jvp
+from jaxsoft._checks import (
+    Axis,
+    as_array,
+    as_axes,
+    as_flag,
+    as_label_smoothing,
+    as_mask,
+    as_real,
+    as_reduction,
+    as_sample_weight,
+    as_scalar,
+    fitted,
+)
+from jaxsoft._logsumexp import logsumexp
+from jaxsoft._numerics import (
+    accumulation_dtype,
+    counted_logits,
+    exp_shifted,
+    log1p_exp,
+    max_and_tail,
+)
+from jaxsoft._per_row import (
+    RowOptions,
+    RowTerms,
+    combined_terms,
+    reduced_loss,
+    times_loss,
+)
+
+
+def binary_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    pos_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    reduction: str = "none",
+) -> Array:
+    """Cross-entropy of independent yes/no labels, in nats.
+
+    ``v * (pos_weight * y * softplus(-x) + (1 - y) * softplus(x))`` for a logit x, whose
+    probability of yes is ``1 / (1 + exp(-x))``, a label y and a sample weight v.
+    Smoothing eps replaces y by ``(1 - eps) * y + eps / 2``.
+
+    Args:
+        logits: of any shape.
+        labels: of the same shape, in [0, 1]: booleans, integers 0 and 1, or
+            probabilities, which are differentiable.
+        pos_weight: weight of the yes labels, broadcastable to the logits.
+        sample_weight: broadcastable to the logits.
+        label_smoothing: eps in [0, 1].
+        reduction: "none", "sum" or "mean", which divides by the sum of
+            ``sample_weight`` (never by ``pos_weight``) and is 0 without any weight.
+
+    Returns:
+        One loss per logit, or a scalar. float32 for half-precision logits, else the
+        logits' dtype. Never negative.
+
+    Raises:
+        TypeError: logits or labels are not real.
+        ValueError: labels or weights of the wrong shape; ``label_smoothing`` outside
+            [0, 1]; an unknown ``reduction``.
+
+    Gradient:
+        dloss/dx = v ((1 - y) sigmoid(x) - pos_weight y sigmoid(-x)), with all digits
+        where one of the two vanishes. All float arguments are differentiable.
+        Residuals: O(1) arrays of the logits' shape.
+
+    Awkward values:
+        Infinite logits give their limits: 0 for a right label, +inf for a wrong one.
+        Large logits do not overflow: the loss of (50, 0.5) is 25.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> logits = jnp.array([-jnp.inf, 0.0, 50.0])
+        >>> print(jaxsoft.binary_cross_entropy(logits, jnp.array([0.0, 1.0, 0.5])))
+        [ 0.         0.6931472 25.       ]
+
+    References:
+        The weights are those of
+        `torch.nn.functional.binary_cross_entropy_with_logits`.
+    """
+    name = "binary_cross_entropy"
+    logits = as_real(name, "logits", logits)
+    dtype = accumulation_dtype(logits.dtype)
+    weight = None
+    if pos_weight is not None:
+        weight = as_real(name, "pos_weight", pos_weight).astype(dtype)
+        weight = fitted(name, "pos_weight", weight, logits.shape, "the logits' shape")
+    return _binary_jit(
+        logits,
+        _binary_labels(name, labels, logits),
+        weight,
+        RowOptions(
+            sample_weight=as_sample_weight(name, sample_weight, logits.shape, dtype)
+        ),
+        as_label_smoothing(name, label_smoothing, dtype),
+        reduction=as_reduction(name, reduction),
+    )
+
+
+def _binary_labels(name: str, labels: ArrayLike, logits: Array) -> Array:
+    labels = as_array(name, "labels", labels)
+    if jnp.issubdtype(labels.dtype, jnp.complexfloating):
+        raise TypeError(f"{name}: labels must be real; got dtype {labels.dtype}")
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"{name}: labels must have the logits' shape {logits.shape}; got "
+            f"{labels.shape}"
+        )
+    return labels.astype(accumulation_dtype(logits.dtype))
+
+
+@functools.partial(jax.jit, static_argnames="reduction")
+def _binary_jit(logits, labels, pos_weight, options, label_smoothing, *, reduction):
+    z = counted_logits(logits, None, None)
+    y = labels
+    if label_smoothing is not None:
+        y = (1 - label_smoothing) * y + label_smoothing / 2
+    yes = log1p_exp(-z)
+    if pos_weight is not None:
+        yes = times_loss(jnp.broadcast_to(pos_weight, z.shape), yes)
+    terms = RowTerms(times_loss(y, yes) + times_loss(1 - y, log1p_exp(z)), None, None)
+    return reduced_loss(*combined_terms(terms, None, 1, options), reduction)
+
+
+def multilabel_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    reduction: str = "none",
+) -> Array:
+    """Multi-label loss that ranks every yes class above every no class (ZLPR).
+
+    ``log(1 + sum_no exp(s)) + log(1 + sum_yes exp(-s))`` in nats: a softmax
+    cross-entropy with any number of right classes, separated by the threshold 0. It
+    needs no balancing between few yes and many no classes.
+
+    Args:
+        logits: scores s of shape (..., classes), or with the classes along ``axis``.
+        labels: of the same shape, 0 or 1: booleans or numbers. Numbers above 1/2 are
+            yes.
+        axis: axis or axes of the classes; None takes all.
+        where: boolean, broadcastable to the logits; True includes a class.
+        reduction: "none", "sum" or "mean".
+
+    Returns:
+        One loss per row, or a scalar. float32 for half-precision logits, else the
+        logits' dtype. Never negative.
+
+    Raises:
+        TypeError: logits or labels are not real, ``where`` not boolean, ``axis`` not an
+            int.
+        ValueError: labels or ``where`` of the wrong shape; an unknown ``reduction``.
+
+    Gradient:
+        exp(s_i) / (1 + sum_no exp(s)) at a no class, -exp(-s_i) / (1 + sum_yes exp(-s))
+        at a yes class. Labels have derivative 0. Residuals: the arguments and four
+        numbers per row.
+
+    Awkward values:
+        No class of a kind, or all of them masked: that term is 0. A wrong class at
+        infinity: +inf; a right one adds 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> scores, labels = jnp.array([2.0, -3.0, -1.0]), jnp.array([1, 0, 0])
+        >>> jaxsoft.multilabel_cross_entropy(scores, labels)
+        Array(0.47594026, dtype=float32)
+
+    References:
+        Su Jianlin et al., "ZLPR: a novel loss for multi-label classification", 2022.
+    """
+    name = "multilabel_cross_entropy"
+    logits = as_real(name, "logits", logits)
+    return _multilabel_jit(
+        logits,
+        _binary_labels(name, labels, logits) > 0.5,
+        as_mask(name, "where", where, logits.shape),
+        axes=as_axes(name, axis, logits.ndim),
+        reduction=as_reduction(name, reduction),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "reduction"))
+def _multilabel_jit(logits, is_yes, where, *, axes, reduction):
+    no = ~is_yes if where is None else where & ~is_yes
+    yes = is_yes if where is None else where & is_yes
+    loss = _log1p_sum_exp(logits, no, axes) + _log1p_sum_exp(-logits, yes, axes)
+    loss = jnp.squeeze(loss, axes)
+    return reduced_loss(loss, jnp.ones_like(loss), reduction)
+
+
+# N = log(1 + sum_i exp(z_i)), the logsumexp of z and a class of logit 0. With m, e, s
+# of the z alone (letters of _numerics), and M = max(m, 0), the split of the whole is
+#     tail = s + exp(-m)           where m > 0
+#          = exp(m) (1 + s)        elsewhere, where the 1 that is kept apart is exp(0)
+#     N = M + log1p(tail)          dN/dz_i = e_i exp(m - M) / (1 + tail)
+# A rule, since autodiff would save every e_i.
+@with_jvp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _log1p_sum_exp(x, where, axes):
+    return _log1p_sum_exp_fwd(x, where, axes)[0]
+
+
+def _log1p_sum_exp_fwd(x, where, axes):
+    z = counted_logits(x, where, None)
+    m, s = max_and_tail(z, None, None, axes)
+    tail = _tail_with_zero(m, s)
+    return jnp.maximum(m, 0) + jnp.log1p(tail), (x, where, m, s)
+
+
+def _log1p_sum_exp_bwd(axes, residuals, g):
+    x, where, m, s = residuals
+    z, to_input = jax.vjp(lambda x: counted_logits(x, where, None), x)
+    scale = jnp.exp(jnp.minimum(m, 0)) / (1 + _tail_with_zero(m, s))
+    return to_input(g * scale * exp_shifted(z, m, None))[0], None
+
+
+_log1p_sum_exp.defvjp(_log1p_sum_exp_fwd, _log1p_sum_exp_bwd)
+
+
+def _tail_with_zero(m, s):
+    above = m > 0
+    return jnp.where(
+        above,
+        s + jnp.exp(-jnp.where(above, m, 0)),
+        jnp.exp(jnp.where(above, 0, m)) * (1 + s),
+    )
+
+
+def circle_loss(
+    positives: ArrayLike,
+    negatives: ArrayLike,
+    *,
+    margin: ArrayLike = 0.25,
+    scale: ArrayLike = 256.0,
+    where_positive: ArrayLike | None = None,
+    where_negative: ArrayLike | None = None,
+    detach_weights: bool = True,
+    reduction: str = "none",
+) -> Array:
+    """Circle loss of the similarities of one anchor to its positives and negatives.
+
+    ``softplus(LSE_n[scale a_n (s_n - margin)] + LSE_p[-scale a_p (s_p - 1 + margin)])``
+    in nats, with the weights ``a_p = max(1 + margin - s_p, 0)`` and
+    ``a_n = max(s_n + margin, 0)``; LSE is `logsumexp`.
+
+    Args:
+        positives: similarities s_p of shape (..., P), most often cosines in [-1, 1].
+        negatives: similarities s_n of shape (..., N), with the same leading shape.
+        margin: scalar; may be traced and differentiated.
+        scale: scalar; may be traced and differentiated.
+        where_positive: boolean, broadcastable to ``positives``; True includes one.
+        where_negative: boolean, broadcastable to ``negatives``.
+        detach_weights: no gradient through a_p and a_n, as in the paper.
+        reduction: "none", "sum" or "mean".
+
+    Returns:
+        One loss per anchor, of the leading shape, or a scalar. float32 for half
+        precision, else the similarities' dtype. Never negative.
+
+    Raises:
+        TypeError: similarities, margin or scale not real, a mask not boolean,
+            ``detach_weights`` not a bool.
+        ValueError: leading shapes differ, similarities without an axis, a mask of the
+            wrong shape, an unknown ``reduction``.
+
+    Gradient:
+        sigmoid of the softplus' argument, times the softmax over each set, times
+        scale a_n and -scale a_p. Residuals: O(1) arrays of the similarities' shapes.
+
+    Awkward values:
+        No positives or no negatives: 0 with gradient 0. The naive form
+        log(1 + sum exp(...) sum exp(...)) overflows at scale 256; this one does not.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> positives, negatives = jnp.array([0.7, 0.9]), jnp.array([0.2, 0.3, -0.1])
+        >>> jaxsoft.circle_loss(positives, negatives, scale=32.0)
+        Array(2.1983418, dtype=float32)
+
+    References:
+        Y. Sun et al., "Circle loss: a unified perspective of pair similarity
+        optimization", CVPR 2020.
+    """
+    name = "circle_loss"
+    positives = as_real(name, "positives", positives)
+    negatives = as_real(name, "negatives", negatives)
+    if not positives.ndim or not negatives.ndim:
+        raise ValueError(
+            f"{name}: positives and negatives must have a last axis; got shapes "
+            f"{positives.shape} and {negatives.shape}"
+        )
+    if positives.shape[:-1] != negatives.shape[:-1]:
+        raise ValueError(
+            f"{name}: positives and negatives must have the same leading shape; got "
+            f"{positives.shape} and {negatives.shape}"
+        )
+    dtype = jnp.promote_types(
+        accumulation_dtype(positives.dtype), accumulation_dtype(negatives.dtype)
+    )
+    return _circle_jit(
+        positives.astype(dtype),
+        negatives.astype(dtype),
+        as_scalar(name, "margin", margin, dtype),
+        as_scalar(name, "scale", scale, dtype),
+        as_mask(name, "where_positive", where_positive, positives.shape),
+        as_mask(name, "where_negative", where_negative, negatives.shape),
+        detach_weights=as_flag(name, "detach_weights", detach_weights),
+        reduction=as_reduction(name, reduction),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("detach_weights", "reduction"))
+def _circle_jit(s_p, s_n, margin, scale, mask_p, mask_n, *, detach_weights, reduction):
+    # Masked similarities may be NaN, and would leak it through a zero cotangent.
+    s_p = s_p if mask_p is None else jnp.where(mask_p, s_p, 0)
+    s_n = s_n if mask_n is None else jnp.where(mask_n, s_n, 0)
+    a_p, a_n = jax.nn.relu(1 + margin - s_p), jax.nn.relu(s_n + margin)
+    if detach_weights:
+        a_p, a_n = jax.lax.stop_gradient((a_p, a_n))
+    lse_p = logsumexp(-scale * _times(a_p, s_p - 1 + margin), -1, where=mask_p)
+    lse_n = logsumexp(scale * _times(a_n, s_n - margin), -1, where=mask_n)
+    nothing = jnp.isneginf(lse_p) | jnp.isneginf(lse_n)
+    exponent = jnp.where(nothing, 0, lse_p) + jnp.where(nothing, 0, lse_n)
+    loss = jnp.where(nothing, 0, log1p_exp(exponent))
+    return reduced_loss(loss, jnp.ones_like(loss), reduction)
+
+
+def _times(weight, gap):
+    """weight * gap with 0 * inf = 0: an infinitely good pair has weight 0."""
+    return weight * jnp.where(weight == 0, jnp.clip(gap, -1, 1), gap)
