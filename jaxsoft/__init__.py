@@ -11,6 +11,9 @@ from jaxsoft._binary import circle_loss as circle_loss
 from jaxsoft._binary import multilabel_cross_entropy as multilabel_cross_entropy
 from jaxsoft._cross_entropy import cross_entropy as cross_entropy
 from jaxsoft._kl_divergence import kl_divergence as kl_divergence
+from jaxsoft._linear import LogProbs as LogProbs
+from jaxsoft._linear import linear_cross_entropy as linear_cross_entropy
+from jaxsoft._linear import linear_log_probs as linear_log_probs
 from jaxsoft._logsumexp import logmeanexp as logmeanexp
 from jaxsoft._logsumexp import logsumexp as logsumexp
 from jaxsoft._softmax import entropy as entropy
@@ -20,11 +23,14 @@ from jaxsoft._softmax import softmax as softmax
 __version__ = "0.1.0"
 
 __all__ = [
+    "LogProbs",
     "binary_cross_entropy",
     "circle_loss",
     "cross_entropy",
     "entropy",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_log_probs",
     "log_softmax",
     "logmeanexp",
     "logsumexp",

@@ -88,7 +88,7 @@ def as_mask(
 def as_temperature(
     function: str,
     temperature: ArrayLike,
-    x: Array,
+    x: Array | jax.ShapeDtypeStruct,
     axes: Axes,
 ) -> Array | None:
     """None for the number 1, else an array with the rank of x."""
@@ -176,6 +176,22 @@ def as_labels(
         f"{function}: floating labels are probabilities and must have the logits' "
         f"shape {logits.shape}; got {labels.shape}{hint}"
     )
+
+
+def as_index_labels(
+    function: str, labels: ArrayLike, shape: tuple[int, ...], what: str
+) -> Array:
+    labels = as_array(function, "labels", labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"{function}: labels must be integers (class indices); got dtype "
+            f"{labels.dtype}"
+        )
+    if labels.shape != shape:
+        raise ValueError(
+            f"{function}: labels must have {what} {shape}; got {labels.shape}"
+        )
+    return labels
 
 
 def as_ignore_index(function: str, ignore_index: int | None) -> int | None:

@@ -28,6 +28,7 @@ from jaxsoft._numerics import Axes, accumulation_dtype, per_row
 from jaxsoft._per_row import (
     RowOptions,
     combined_terms,
+    included_classes,
     reduced_loss,
     row_labels,
 )
@@ -195,7 +196,7 @@ def _cross_entropy(
         options.z_loss is not None,
     )
     terms = jax.tree.map(lambda term: jnp.squeeze(term, axes), terms)
-    included = _included_classes(where, logits.shape, axes).astype(terms.nll.dtype)
+    included = included_classes(where, logits.shape, axes).astype(terms.nll.dtype)
     return reduced_loss(*combined_terms(terms, row_index, included, options), reduction)
 
 
@@ -206,11 +207,3 @@ def _along_axes(class_weight: Array | None, shape: tuple[int, ...], axes: Axes):
     weights = class_weight.reshape([shape[a] for a in axes])
     weights = jnp.transpose(weights, sorted(range(len(axes)), key=axes.__getitem__))
     return jnp.expand_dims(weights, [i for i in range(len(shape)) if i not in axes])
-
-
-def _included_classes(where: Array | None, shape: tuple[int, ...], axes: Axes) -> Array:
-    if where is None:
-        return jnp.asarray(math.prod(shape[a] for a in axes))
-    over_classes = [shape[i] if i in axes else n for i, n in enumerate(where.shape)]
-    count = jnp.sum(jnp.broadcast_to(where, over_classes), axes)
-    return jnp.broadcast_to(count, reduced_shape(shape, axes))

@@ -94,7 +94,7 @@ def kl_divergence(
         >>> import jaxsoft
         >>> teacher = jnp.log(jnp.array([0.2, 0.8]))
         >>> jaxsoft.kl_divergence(teacher, jnp.array([1.0, 2.0]))
-        Array(0.01285926, dtype=float32)
+        Array(0.01285927, dtype=float32)
 
     References:
         S. Kullback, R. A. Leibler, "On information and sufficiency", 1951. Distillation

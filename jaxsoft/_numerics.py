@@ -217,12 +217,25 @@ def _capped_jvp(primals, tangents):
     z_dot, c_dot = tangents
     u = z / c
     sech2 = 1 / jnp.cosh(u) ** 2
-    near = jnp.where(jnp.abs(u) < 0.25, u, 0)
-    square = near**2
-    series = 2 / 3 - square * (8 / 15 - square * (34 / 105 - square * 496 / 2835))
+    is_small = jnp.abs(u) < (0.05 if u.dtype == jnp.float64 else 0.25)
+    small = jnp.where(is_small, u, 0)
+    series = jnp.zeros_like(u)
+    for coefficient in _SLOPE_SERIES:
+        series = coefficient + small**2 * series
     direct = jnp.tanh(u) - jnp.where(sech2 == 0, 0, u) * sech2
-    slope = jnp.where(jnp.abs(u) < 0.25, near * square * series, direct)
+    slope = jnp.where(is_small, small**3 * series, direct)
     return capped(z, c), sech2 * z_dot + slope * c_dot
+
+
+# tanh(u) - u sech(u)^2 over u^3, in powers of u^2 from the highest.
+_SLOPE_SERIES = (
+    -12 * 21844 / 6081075,
+    10 * 1382 / 155925,
+    -8 * 62 / 2835,
+    6 * 17 / 315,
+    -4 * 2 / 15,
+    2 / 3,
+)
 
 
 @jax.custom_jvp

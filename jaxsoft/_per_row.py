@@ -5,8 +5,10 @@ log-probability is found. From there on they share this module, which works on O
 numbers and leaves all derivatives to JAX.
 """
 
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import checkify
@@ -66,6 +68,17 @@ def _check_labels(function: str, labels: Array, valid: Array, classes: int) -> N
     )
 
 
+def included_classes(
+    where: Array | None, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> Array:
+    """The number of classes that count, for every row or one for all."""
+    if where is None:
+        return jnp.asarray(math.prod(shape[a] for a in axes))
+    over_classes = [shape[i] if i in axes else n for i, n in enumerate(where.shape)]
+    count = jnp.sum(jnp.broadcast_to(where, over_classes), axes)
+    return jnp.broadcast_to(count, [n for i, n in enumerate(shape) if i not in axes])
+
+
 def combined_terms(
     terms: RowTerms,
     labels: RowLabels | None,
@@ -100,18 +113,40 @@ def combined_terms(
     return loss, weight
 
 
+@jax.custom_jvp
 def times_loss(weight: Array, loss: Array) -> Array:
-    """weight * loss with 0 * inf = 0; the derivative in a weight of 0 is the loss."""
+    """weight * loss with 0 * inf = 0. An infinite loss has derivative 0 in the weight:
+    the weights are shared, and one such row would fill their gradient with infinity."""
     return weight * jnp.where((weight == 0) & jnp.isinf(loss), 0, loss)
 
 
+@times_loss.defjvp
+def _times_loss_jvp(primals, tangents):
+    (weight, loss), (weight_dot, loss_dot) = primals, tangents
+    finite_loss = jnp.where(jnp.isinf(loss), 0, loss)
+    return times_loss(weight, loss), weight * loss_dot + finite_loss * weight_dot
+
+
+@jax.custom_jvp
+def mean_loss(total: Array, total_weight: Array) -> Array:
+    """total / total_weight, 0 without any weight, with derivatives as `times_loss`."""
+    empty = total_weight == 0
+    return jnp.where(empty, 0, total / jnp.where(empty, 1, total_weight))
+
+
+@mean_loss.defjvp
+def _mean_loss_jvp(primals, tangents):
+    (total, total_weight), (total_dot, weight_dot) = primals, tangents
+    mean = mean_loss(total, total_weight)
+    empty = total_weight == 0
+    share = jnp.where(empty, 0, 1 / jnp.where(empty, 1, total_weight))
+    finite_mean = jnp.where(jnp.isinf(mean), 0, mean)
+    return mean, share * (total_dot - finite_mean * weight_dot)
+
+
 def reduced_loss(loss: Array, weight: Array, reduction: str) -> Array:
-    """The sum, the weighted mean (0 if no weight at all), or the loss of every row."""
+    """The sum, the weighted mean, or the loss of every row."""
     if reduction == "none":
         return loss
     total = jnp.sum(loss)
-    if reduction == "sum":
-        return total
-    total_weight = jnp.sum(weight)
-    empty = total_weight == 0
-    return jnp.where(empty, 0, total / jnp.where(empty, 1, total_weight))
+    return total if reduction == "sum" else mean_loss(total, jnp.sum(weight))

@@ -70,7 +70,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
         nll = _expectation(q, nll_of_class, axes)
     lse = spread = None
     if with_lse:
-        lse = _logsumexp_over_temperature(m, s, temperature)
+        lse = logsumexp_over_temperature(m, s, temperature)
         if isinstance(targets, RowLabels):
             lse = jnp.where(targets.counted, lse, 0)
     if spread_weight is not None:
@@ -95,31 +95,26 @@ def _bwd(axes, with_lse, residuals, cotangents):
     e = exp_shifted(z, m, temperature)
     d = shifted(z, m, temperature)
     nll_of_class = jnp.log1p(s) - d
-    from_sure = s + (1 - e)  # (1 + s)(1 - p_i)
     g, h, k = cotangents
     g = jnp.where(jnp.isneginf(m), 0, g)
 
-    # q_g = g q and the sum of it over the other classes, for g (Q p_i - q_i).
+    # q_g is g q + k w, for the derivative in t.
     if isinstance(targets, RowLabels):
-        # NaN into the whole row of an invalid label, 0 into an ignored one.
-        g = jnp.where(targets.counted, g, 0) * jnp.where(targets.valid, 1, jnp.nan)
+        g = row_cotangent(g, targets)
         hit = _is_label(targets, x.shape, axes)
-        dz = g * jnp.where(hit, -from_sure, e)
+        dz = label_cotangent(g, hit, e, s)
         q_g = jnp.where(hit, g, 0)
         dtargets = None
     else:
-        q = _clean(targets, mask, z.dtype)
-        q_g = g * q
-        dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * from_sure
-        dtargets = _times_nll(g, nll_of_class, z).astype(targets.dtype)
+        q_g = g * _clean(targets, mask, z.dtype)
+        dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * (s + (1 - e))
+        dtargets = times_nll(g, nll_of_class).astype(targets.dtype)
     dspread_weight = None
     if spread_weight is not None:
         w = _included(spread_weight, mask, z)
-        total = jnp.sum(w, axes, keepdims=True)
-        # W p_i - w_i = W (p_i - 1) + (W - w_i)
-        dz = dz + k * ((total - w) * (1 + s) - total * from_sure)
+        dz = dz + spread_cotangent(k, w, jnp.sum(w, axes, keepdims=True), e, s)
         q_g = q_g + k * w
-        dw = _times_nll(k, nll_of_class, z)
+        dw = times_nll(k, nll_of_class)
         if mask is not None:
             dw = jnp.where(mask, dw, 0)
         dspread_weight = _sum_to_shape(dw, spread_weight)
@@ -140,6 +135,21 @@ def _bwd(axes, with_lse, residuals, cotangents):
 
 
 row_terms.defvjp(_fwd, _bwd)
+
+
+def row_cotangent(g, labels):
+    """0 into an ignored row; NaN into the whole row of an invalid label."""
+    return jnp.where(labels.counted, g, 0) * jnp.where(labels.valid, 1, jnp.nan)
+
+
+def label_cotangent(g, hit, e, s):
+    """(1 + s) g (p_i - 1) at the label, (1 + s) g p_i elsewhere."""
+    return g * jnp.where(hit, -(s + (1 - e)), e)
+
+
+def spread_cotangent(k, w, total, e, s):
+    """(1 + s) k (W p_i - w_i), as W (p_i - 1) + (W - w_i)."""
+    return k * ((total - w) * (1 + s) - total * (s + (1 - e)))
 
 
 def _mask(where, targets):
@@ -177,13 +187,12 @@ def _expectation(q, nll_of_class, axes):
     return jnp.sum(terms, axes, keepdims=True)
 
 
-def _times_nll(g, nll_of_class, z):
+def times_nll(g, nll_of_class):
     """g (-log p_c), with the largest finite number for -log 0: no 0 times infinity."""
-    limit = jnp.finfo(z.dtype).max
-    return g * jnp.minimum(nll_of_class, limit)
+    return g * jnp.minimum(nll_of_class, jnp.finfo(nll_of_class.dtype).max)
 
 
-def _logsumexp_over_temperature(m, s, temperature):
+def logsumexp_over_temperature(m, s, temperature):
     if temperature is None:
         return m + jnp.log1p(s)
     t = jnp.where(is_hard(temperature), 0, jnp.abs(temperature))

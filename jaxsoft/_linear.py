@@ -1,0 +1,362 @@
+"""Losses of a linear head without its logits: linear_cross_entropy, linear_log_probs.
+
+The logits of N tokens over V classes are the largest array of language-model training,
+and their gradient is as large. Here neither exists: `_linear_terms` streams the
+vocabulary past the tokens, and everything after that is the code of `cross_entropy`.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft._checks import (
+    as_class_weight,
+    as_ignore_index,
+    as_index_labels,
+    as_label_smoothing,
+    as_mask,
+    as_real,
+    as_reduction,
+    as_sample_weight,
+    as_scalar,
+    as_softcap,
+    as_temperature,
+)
+from jaxsoft._linear_terms import Head, Stream, Tokens, linear_terms
+from jaxsoft._numerics import accumulation_dtype
+from jaxsoft._per_row import (
+    RowOptions,
+    RowTerms,
+    combined_terms,
+    included_classes,
+    reduced_loss,
+    row_labels,
+)
+
+DEFAULT_CHUNK_BYTES = 64 * 2**20
+
+
+class LogProbs(NamedTuple):
+    """What `linear_log_probs` returns, each of the labels' shape."""
+
+    log_prob: Array
+    """Log-probability of the label, in nats."""
+    logsumexp: Array
+    """Logsumexp of the logits over the temperature."""
+    entropy: Array
+    """Entropy of the distribution, in nats."""
+    top_label: Array
+    """The most probable class, int32."""
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    vocab_bias: ArrayLike | None = None,
+    vocab_axis: int = 0,
+    where: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: ArrayLike = 0.0,
+    temperature: ArrayLike = 1.0,
+    softcap: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
+    reduction: str = "none",
+    chunk_bytes: int | None = None,
+) -> Array:
+    """`cross_entropy` of a linear head's logits, without ever holding the logits.
+
+    The value, options, errors and gradients are those of ``cross_entropy(hidden @
+    vocab_weight.T + vocab_bias, labels, ...)`` for class indices; the N x V logits and
+    their gradient are never stored. See `cross_entropy` for the formula.
+
+    Args:
+        hidden: hidden states of shape (*batch, features).
+        vocab_weight: (classes, features), or (features, classes) with ``vocab_axis=1``.
+        labels: integer class indices of shape (*batch).
+        vocab_bias: (classes,).
+        vocab_axis: which axis of ``vocab_weight`` holds the classes, 0 or 1.
+        where: boolean, broadcastable to (*batch, classes); True includes a class.
+        class_weight, sample_weight, ignore_index, label_smoothing, softcap, z_loss,
+            reduction: as in `cross_entropy`.
+        temperature: as in `cross_entropy`, broadcastable to (*batch, 1).
+        chunk_bytes: size of a chunk of float32 logits; the default is 64 MiB. A chunk
+            that divides the classes is sought near it.
+
+    Returns:
+        One loss per token, of shape (*batch), or a scalar; float32 for half-precision
+        inputs. Logits and sums are float32 there, whatever the inputs.
+
+    Raises:
+        TypeError: labels not integers, other arguments not real.
+        ValueError: shapes that do not fit together; ``vocab_axis`` not 0 or 1;
+            ``chunk_bytes`` not positive; and as `cross_entropy`.
+
+    Gradient:
+        With respect to every float argument, in its dtype; sums over tokens and classes
+        in float32. The logits of a chunk are recomputed: 4 matrix products of
+        2 N D V flops for value and all gradients, and
+        temporaries of about 4 N C + 4 N D bytes for a chunk of C classes.
+        `jax.checkpoint` around the call repeats the forward pass, and saves nothing.
+        Residuals: the arguments and O(N) numbers.
+        From 512 tokens on, the tokens with an ignored label are skipped in blocks of a
+        quarter of the batch: the work follows the number of counted tokens.
+
+    Awkward values:
+        As `cross_entropy`: invalid labels, masked labels, infinite logits. A token with
+        an ignored label has gradient exactly 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> hidden = jnp.array([[1.0, 2.0], [0.5, -1.0]])
+        >>> vocab_weight = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> labels = jnp.array([2, -100])
+        >>> print(jaxsoft.linear_cross_entropy(hidden, vocab_weight, labels))
+        [0.40760595 0.        ]
+
+    References:
+        E. Wijmans et al., "Cut your losses in large-vocabulary language models", 2024.
+    """
+    name = "linear_cross_entropy"
+    inputs = _checked_inputs(
+        name, hidden, vocab_weight, labels, vocab_bias, vocab_axis, chunk_bytes
+    )
+    batch, classes, dtype = inputs.labels.shape, inputs.classes, inputs.dtype
+    logits = jax.ShapeDtypeStruct((*batch, classes), dtype)
+    options = RowOptions(
+        as_class_weight(name, class_weight, classes, dtype),
+        as_sample_weight(name, sample_weight, batch, dtype),
+        as_label_smoothing(name, label_smoothing, dtype),
+        as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
+    )
+    ignore_index = as_ignore_index(name, ignore_index)
+    stream = Stream(
+        vocab_axis=vocab_axis,
+        chunk=inputs.chunk,
+        token_blocks=_token_blocks(math.prod(batch)) if ignore_index is not None else 1,
+        with_logsumexp=options.z_loss is not None,
+    )
+    return _linear_cross_entropy(
+        inputs.hidden,
+        Head(
+            inputs.vocab_weight,
+            inputs.vocab_bias,
+            None,
+            as_softcap(name, softcap, dtype),
+        ),
+        inputs.labels,
+        as_mask(name, "where", where, logits.shape),
+        options,
+        as_temperature(name, temperature, logits, (logits.ndim - 1,)),
+        stream=stream,
+        ignore_index=ignore_index,
+        reduction=as_reduction(name, reduction),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("stream", "ignore_index", "reduction"))
+def _linear_cross_entropy(
+    hidden,
+    head,
+    labels,
+    where,
+    options,
+    temperature,
+    *,
+    stream,
+    ignore_index,
+    reduction,
+):
+    classes = head.weight.shape[stream.vocab_axis]
+    rows = row_labels("linear_cross_entropy", labels, classes, ignore_index)
+    if options.label_smoothing is not None:
+        spread_weight = options.class_weight
+        if spread_weight is None:
+            spread_weight = jnp.ones(classes, options.label_smoothing.dtype)
+        head = head._replace(spread_weight=spread_weight)
+    tokens = _flat_tokens(rows, temperature, where, classes)
+    terms = linear_terms(_flat_rows(hidden), head, tokens, stream)
+    terms = RowTerms(terms.nll, terms.logsumexp, terms.spread)
+    terms = jax.tree.map(lambda term: term.reshape(labels.shape), terms)
+    shape = (*labels.shape, classes)
+    included = included_classes(where, shape, (labels.ndim,)).astype(terms.nll.dtype)
+    return reduced_loss(*combined_terms(terms, rows, included, options), reduction)
+
+
+def linear_log_probs(
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    vocab_bias: ArrayLike | None = None,
+    vocab_axis: int = 0,
+    temperature: ArrayLike = 1.0,
+    softcap: ArrayLike | None = None,
+    chunk_bytes: int | None = None,
+) -> LogProbs:
+    """Log-probability, logsumexp, entropy and argmax of a linear head, in one pass.
+
+    For each token, with ``x = hidden @ vocab_weight.T + vocab_bias`` and
+    ``p = softmax(x / temperature)``: ``log p_label``, ``logsumexp(x / temperature)``,
+    ``-sum_c p_c log p_c`` and ``argmax(x)``. What evaluation, distillation and policy
+    gradients (DPO, GRPO) need of the logits, which are never stored.
+
+    Args:
+        hidden, vocab_weight, labels, vocab_bias, vocab_axis, chunk_bytes: as in
+            `linear_cross_entropy`.
+        temperature: in the units of the logits, broadcastable to (*batch, 1). Below 0
+            the least likely class becomes the top label.
+        softcap: c > 0 replaces the logits by ``c * tanh(logits / c)`` first.
+
+    Returns:
+        LogProbs(log_prob, logsumexp, entropy, top_label), each of shape (*batch):
+        float32 for half-precision inputs, top_label int32 (the first of tied classes).
+
+    Raises:
+        TypeError, ValueError: as `linear_cross_entropy`.
+
+    Gradient:
+        The first three are differentiable, with any cotangent, with respect to every
+        float argument. Residuals: the arguments and O(N) numbers.
+
+    Awkward values:
+        A label outside [0, classes) has log_prob NaN, and NaN gradient in its token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> hidden, vocab_weight = jnp.array([[1.0, 2.0]]), jnp.eye(2)
+        >>> result = jaxsoft.linear_log_probs(hidden, vocab_weight, jnp.array([1]))
+        >>> print(result.log_prob, result.top_label)
+        [-0.3132617] [1]
+    """
+    name = "linear_log_probs"
+    inputs = _checked_inputs(
+        name, hidden, vocab_weight, labels, vocab_bias, vocab_axis, chunk_bytes
+    )
+    logits = jax.ShapeDtypeStruct((*inputs.labels.shape, inputs.classes), inputs.dtype)
+    return _linear_log_probs(
+        inputs.hidden,
+        Head(
+            inputs.vocab_weight,
+            inputs.vocab_bias,
+            None,
+            as_softcap(name, softcap, inputs.dtype),
+        ),
+        inputs.labels,
+        as_temperature(name, temperature, logits, (logits.ndim - 1,)),
+        stream=Stream(vocab_axis, inputs.chunk, 1, True, True, True),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="stream")
+def _linear_log_probs(hidden, head, labels, temperature, *, stream):
+    classes = head.weight.shape[stream.vocab_axis]
+    rows = row_labels("linear_log_probs", labels, classes, None)
+    tokens = _flat_tokens(rows, temperature, None, classes)
+    terms = linear_terms(_flat_rows(hidden), head, tokens, stream)
+    terms = jax.tree.map(lambda term: term.reshape(labels.shape), terms)
+    return LogProbs(-terms.nll, terms.logsumexp, terms.entropy, terms.top_label)
+
+
+class _Inputs(NamedTuple):
+    hidden: Array
+    vocab_weight: Array
+    labels: Array
+    vocab_bias: Array | None
+    classes: int
+    dtype: jnp.dtype
+    chunk: int
+
+
+def _checked_inputs(
+    name: str,
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    labels: ArrayLike,
+    vocab_bias: ArrayLike | None,
+    vocab_axis: int,
+    chunk_bytes: int | None,
+) -> _Inputs:
+    hidden = as_real(name, "hidden", hidden)
+    vocab_weight = as_real(name, "vocab_weight", vocab_weight)
+    if isinstance(vocab_axis, bool) or vocab_axis not in (0, 1):
+        raise ValueError(f"{name}: vocab_axis must be 0 or 1; got {vocab_axis!r}")
+    if hidden.ndim < 1 or vocab_weight.ndim != 2:
+        raise ValueError(
+            f"{name}: hidden must be (*batch, features) and vocab_weight a matrix; got "
+            f"shapes {hidden.shape} and {vocab_weight.shape}"
+        )
+    classes, features = (
+        vocab_weight.shape[vocab_axis],
+        vocab_weight.shape[1 - vocab_axis],
+    )
+    if hidden.shape[-1] != features or classes == 0:
+        layout = ("(classes, features)", "(features, classes)")[vocab_axis]
+        raise ValueError(
+            f"{name}: hidden must be (*batch, features) and vocab_weight {layout} with "
+            f"the same features and at least one class; got shapes {hidden.shape} and "
+            f"{vocab_weight.shape} with vocab_axis={vocab_axis}"
+        )
+    batch = hidden.shape[:-1]
+    labels = as_index_labels(
+        name, labels, batch, "the shape of hidden without features"
+    )
+    dtype = accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))
+    if vocab_bias is not None:
+        vocab_bias = as_real(name, "vocab_bias", vocab_bias)
+        if vocab_bias.shape != (classes,):
+            raise ValueError(
+                f"{name}: vocab_bias must have one entry per class, shape "
+                f"({classes},); got {vocab_bias.shape}"
+            )
+    if chunk_bytes is None:
+        chunk_bytes = DEFAULT_CHUNK_BYTES
+    if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
+        raise TypeError(f"{name}: chunk_bytes must be an int; got {chunk_bytes!r}")
+    if chunk_bytes <= 0:
+        raise ValueError(f"{name}: chunk_bytes must be positive; got {chunk_bytes}")
+    chunk = _chunk_classes(math.prod(batch), classes, chunk_bytes)
+    return _Inputs(hidden, vocab_weight, labels, vocab_bias, classes, dtype, chunk)
+
+
+def _chunk_classes(tokens: int, classes: int, chunk_bytes: int) -> int:
+    """Classes in a chunk: about chunk_bytes of float32 logits, and if possible a
+    divisor of the classes, since the chunks' gradients then need no copy to join."""
+    most = min(classes, max(chunk_bytes // (4 * max(tokens, 1)), 1))
+    if most == classes:
+        return classes
+    divisors = [c for c in range(most, most // 4, -1) if classes % c == 0]
+    aligned = [c for c in divisors if c % 128 == 0]
+    if aligned or divisors:
+        return (aligned or divisors)[0]
+    return most - most % 128 if most >= 128 else most
+
+
+def _token_blocks(tokens: int) -> int:
+    """Blocks that can be skipped: four, of at least 128 tokens."""
+    return 4 if tokens >= 512 else 1
+
+
+def _flat_rows(hidden: Array) -> Array:
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def _flat_tokens(rows, temperature, where, classes) -> Tokens:
+    batch = rows.class_index.shape
+    if temperature is not None:
+        temperature = jnp.broadcast_to(temperature, (*batch, 1)).reshape(-1)
+    if where is not None:
+        shared = all(n == 1 for n in where.shape[:-1])
+        of_tokens = (1,) * len(batch) if shared else batch
+        where = jnp.broadcast_to(where, (*of_tokens, classes)).reshape(-1, classes)
+    return Tokens(jax.tree.map(lambda v: v.reshape(-1), rows), temperature, where)

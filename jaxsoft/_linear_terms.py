@@ -1,0 +1,486 @@
+"""The rule behind the losses of a linear head, which never holds its N x V logits.
+
+`linear_terms` takes hidden states h (N, D) and the head's weights to a few numbers per
+token. The vocabulary passes by in chunks of C classes, whose logits x = h w + b live
+only while their chunk does. A running split (m, s) of `_numerics` merges with that of a
+chunk (m', s') without a digit lost: for m >= m',
+
+    (m, s) + (m', s') = (m, s + (1 + s') exp((m' - m)/t))
+
+The forward pass is one matrix product; the backward pass recomputes the chunk's logits,
+and with the cotangent dx of the logits needs two more, dh += dx w and dw = dx^T h.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._autodiff import with_jvp
+from jaxsoft._numerics import (
+    accumulation_dtype,
+    counted_logits,
+    exp_shifted,
+    inverse_temperature,
+    max_and_tail,
+    shifted,
+    times_log,
+)
+from jaxsoft._row_terms import (
+    label_cotangent,
+    logsumexp_over_temperature,
+    row_cotangent,
+    spread_cotangent,
+    times_nll,
+)
+
+
+class Head(NamedTuple):
+    """The arrays of a linear head, or their cotangents; None is absent."""
+
+    weight: Any  # (V, D), or (D, V) with vocab_axis 1
+    bias: Array | None  # (V,)
+    spread_weight: Array | None  # (V,), the weights of RowTerms.spread
+    softcap: Array | None  # ()
+
+
+class Tokens(NamedTuple):
+    """What is known of each token beside its hidden state."""
+
+    labels: Any  # RowLabels, (N,)
+    temperature: Array | None  # (N,)
+    where: Array | None  # (N, V), or 1 in place of N
+
+
+class Stream(NamedTuple):
+    """Static facts of a pass over the vocabulary."""
+
+    vocab_axis: int
+    chunk: int  # classes in a chunk
+    token_blocks: int  # blocks of tokens, skipped where no token counts
+    with_logsumexp: bool = False
+    with_entropy: bool = False
+    with_top_label: bool = False
+
+
+class LinearTerms(NamedTuple):
+    """Per token, (N,); nll, logsumexp and spread as in `_per_row.RowTerms`."""
+
+    nll: Array
+    logsumexp: Array | None
+    spread: Array | None
+    entropy: Array | None
+    top_label: Array | None
+
+
+class _Sums(NamedTuple):
+    """What the forward pass carries from chunk to chunk; (N, 1)."""
+
+    m: Array
+    s: Array
+    label_logit: Array
+    e_d: Any  # sum of e d
+    w: Any  # sum of w
+    w_d: Any  # sum of w d
+    top_label: Any
+
+
+class _Chunk(NamedTuple):
+    """C classes of a head."""
+
+    classes: Array  # (1, C), their indices
+    fresh: Array | None  # (1, C), False in a class that an earlier chunk had
+    weight: Array
+    bias: Array | None
+    spread_weight: Array | None
+
+
+# With cotangents g, h, k, a of nll, logsumexp, spread and entropy, the letters of
+# _numerics and _row_terms, and U = -sum_i p_i d_i,
+#     t dz_i = g (p_i - 1_{i=y}) + h p_i + k (W p_i - w_i) - a p_i (d_i + U)
+#     t dt   = g (d_y + U) + h (U - m/t) + k (sum_i w_i d_i + W U)
+#              + a sum_i p_i (d_i + U)^2
+# and dz reaches the logits, and through them all else, by the transpose of
+# counted_logits.
+@with_jvp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def linear_terms(hidden, head, tokens, stream):
+    """LinearTerms of hidden (N, D) under a Head, for Tokens and a Stream."""
+    return _plain(hidden, head, tokens, stream)[0]
+
+
+def _plain(hidden, head, tokens, stream):
+    tokens = jax.tree.map(_column, tokens)
+    sums = _forward(hidden, head, tokens, stream)
+    m, s, temperature, labels = sums.m, sums.s, tokens.temperature, tokens.labels
+    log_total = jnp.log1p(s)
+    nll = log_total - shifted(sums.label_logit, m, temperature)
+    nll = jnp.where(labels.valid, jnp.where(labels.counted, nll, 0), jnp.nan)
+    lse = spread = entropy = None
+    u: Any = None if sums.e_d is None else -sums.e_d / (1 + s)
+    if stream.with_logsumexp:
+        lse = logsumexp_over_temperature(m, s, temperature)
+        lse = jnp.where(labels.counted, lse, 0)
+    if head.spread_weight is not None:
+        spread = jnp.where(sums.w == 0, 0, sums.w * log_total - sums.w_d)
+    if stream.with_entropy:
+        entropy = log_total + u
+    terms = LinearTerms(nll, lse, spread, entropy, sums.top_label)
+    row_numbers = (m, s, u, sums.label_logit, sums.w, sums.w_d)
+    return jax.tree.map(lambda term: jnp.squeeze(term, 1), terms), row_numbers
+
+
+def _fwd(hidden, head, tokens, stream):
+    terms, row_numbers = _plain(hidden, head, tokens, stream)
+    return terms, (hidden, head, tokens, row_numbers)
+
+
+def _bwd(stream, residuals, cotangents):
+    hidden, head, tokens, row_numbers = residuals
+    tokens = jax.tree.map(_column, tokens)
+    m, s, u, label_logit, w, w_d = row_numbers
+    g, h, k, a, _ = jax.tree.map(_column, cotangents)
+    g = row_cotangent(jnp.where(jnp.isneginf(m), 0, g), tokens.labels)
+    h = None if h is None else jnp.where(jnp.isneginf(m), 0, h)
+    of_rows = _RowCotangents(m, s, u, w, g, h, k, a)
+    dhidden, dhead, variance = _backward(hidden, head, tokens, of_rows, stream)
+    dtokens = None
+    temperature = tokens.temperature
+    if temperature is not None:
+        d_label = shifted(label_logit, m, temperature)
+        dt = g * jnp.where(jnp.isinf(d_label), 0, d_label + u)
+        if h is not None:
+            lse_of_max = m * inverse_temperature(temperature)
+            dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
+        if k is not None:
+            dt = dt + k * (jnp.where(jnp.isinf(w_d), 0, w_d) + w * u)
+        if a is not None:
+            dt = dt + a * variance
+        dt = jnp.sign(temperature) * inverse_temperature(temperature) * dt
+        dtokens = Tokens(None, jnp.squeeze(dt, 1), None)
+    return dhidden, dhead, dtokens
+
+
+linear_terms.defvjp(_fwd, _bwd)
+
+
+class _RowCotangents(NamedTuple):
+    m: Array
+    s: Array
+    u: Array | None
+    w: Array | None
+    g: Array
+    h: Array | None
+    k: Array | None
+    a: Array | None
+
+
+def _forward(hidden, head, tokens, stream):
+    """The _Sums over the whole vocabulary."""
+    blocks = _token_blocks(tokens.labels.counted, stream)
+    start = _no_sums(hidden, head, tokens, stream)
+    if blocks is None:
+        return _forward_of_block(hidden, head, tokens, stream, start)
+    parts = []
+    for index in blocks:
+        rows = _rows_at((hidden, tokens, start), index)
+        parts.append(
+            jax.lax.cond(
+                jnp.any(rows[1].labels.counted),
+                lambda hidden, tokens, start: _forward_of_block(
+                    hidden, head, tokens, stream, start
+                ),
+                lambda hidden, tokens, start: start,
+                *rows,
+            )
+        )
+    return jax.tree.map(lambda *v: _unsorted(v, blocks, len(hidden)), *parts)
+
+
+def _no_sums(hidden, head, tokens, stream):
+    dtype = accumulation_dtype(jnp.promote_types(hidden.dtype, head.weight.dtype))
+    # Zeros made of the rows, so that under shard_map they vary as the rows do.
+    zero = jnp.zeros_like(tokens.labels.class_index, dtype)
+    with_u = stream.with_entropy or tokens.temperature is not None
+    with_w = head.spread_weight is not None
+    return _Sums(
+        m=zero - jnp.inf,
+        s=zero,
+        label_logit=zero,
+        e_d=zero if with_u else None,
+        w=zero if with_w else None,
+        w_d=zero if with_w else None,
+        top_label=zero.astype(jnp.int32) if stream.with_top_label else None,
+    )
+
+
+def _forward_of_block(hidden, head, tokens, stream, start):
+    temperature = tokens.temperature
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add_chunk(sums, position):
+        chunk = _chunk_at(position, head, stream)
+        x = _logits(hidden, chunk, stream)
+        mask = _chunk_mask(chunk, tokens)
+        z = counted_logits(x, mask, temperature, head.softcap)
+        of_chunk = _sums_of_chunk(z, chunk, mask, tokens, sums)
+        return _merged(sums, of_chunk, temperature), None
+
+    positions = jnp.arange(_chunk_count(head, stream), dtype=jnp.int32)
+    return jax.lax.scan(add_chunk, start, positions)[0]
+
+
+def _sums_of_chunk(z, chunk, mask, tokens, like):
+    m, s = max_and_tail(z, None, tokens.temperature, (1,))
+    hit = _is_label(chunk, tokens)
+    label_logit = jnp.sum(jnp.where(hit, z, 0), 1, keepdims=True)
+    e_d = w = w_d = top_label = None
+    d = shifted(z, m, tokens.temperature)
+    if like.e_d is not None:
+        e = exp_shifted(z, m, tokens.temperature)
+        e_d = jnp.sum(times_log(e, d), 1, keepdims=True)
+    if like.w is not None:
+        weights = _included(chunk, mask, z)
+        w = jnp.sum(weights, 1, keepdims=True)
+        w_d = jnp.sum(times_log(weights, d), 1, keepdims=True)
+    if like.top_label is not None:
+        top = jnp.argmax(z, 1, keepdims=True).astype(jnp.int32)
+        top_label = top + chunk.classes[:, :1]
+    return _Sums(m, s, label_logit, e_d, w, w_d, top_label)
+
+
+def _merged(a, b, temperature):
+    """The sums of two sets of classes."""
+    m = jnp.maximum(a.m, b.m)
+    to_a, to_b = (exp_shifted(v.m, m, temperature) for v in (a, b))
+    s = jnp.where(a.m >= b.m, a.s + to_b * (1 + b.s), b.s + to_a * (1 + a.s))
+    e_d, w, w_d, top_label = a.e_d, a.w, a.w_d, a.top_label
+    d_a, d_b = (shifted(v.m, m, temperature) for v in (a, b))
+    if e_d is not None:
+        e_d = to_a * e_d + times_log(to_a, d_a) * (1 + a.s)
+        e_d = e_d + to_b * b.e_d + times_log(to_b, d_b) * (1 + b.s)
+    if w is not None:
+        w = a.w + b.w
+        w_d = a.w_d + times_log(a.w, d_a) + b.w_d + times_log(b.w, d_b)
+    if top_label is not None:
+        top_label = jnp.where(b.m > a.m, b.top_label, top_label)
+    return _Sums(m, s, a.label_logit + b.label_logit, e_d, w, w_d, top_label)
+
+
+def _backward(hidden, head: Any, tokens, of_rows, stream):
+    """Cotangents of hidden and of the head, and sum_i p_i (d_i + U)^2 of each row."""
+    blocks = _token_blocks(tokens.labels.counted, stream)
+    indices = blocks or [None]
+
+    # Transposition for forward mode would otherwise store the factors of dz, N x V.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add_chunk(carry, position):
+        of_parts, dsoftcap = carry
+        chunk = _chunk_at(position, head, stream)
+        dchunk = _no_cotangents(chunk, dsoftcap, stream)
+        new = []
+        for index, sums in zip(indices, of_parts):
+
+            def add_block(dchunk, sums, index=index):
+                block = _rows_at((hidden, tokens, of_rows), index)
+                more = _backward_of_block(block, chunk, head.softcap, stream)
+                return jax.tree.map(jnp.add, (dchunk, sums), more)
+
+            if index is None:
+                dchunk, sums = add_block(dchunk, sums)
+            else:
+                counts = jnp.any(tokens.labels.counted[index])
+                skip = lambda *sums: sums  # noqa: E731
+                dchunk, sums = jax.lax.cond(counts, add_block, skip, dchunk, sums)
+            new.append(sums)
+        if dsoftcap is not None:
+            dsoftcap = dsoftcap + dchunk.softcap
+        dweight = dchunk.weight.astype(head.weight.dtype)
+        return (new, dsoftcap), dchunk._replace(weight=dweight, softcap=None)
+
+    zero = jnp.zeros_like(of_rows.s)
+    start = [
+        _rows_at((jnp.zeros_like(hidden, zero.dtype) + zero, zero), index)
+        for index in indices
+    ]
+    dsoftcap: Any = None if head.softcap is None else jnp.sum(zero)
+    positions = jnp.arange(_chunk_count(head, stream), dtype=jnp.int32)
+    carry, dchunks = jax.lax.scan(add_chunk, (start, dsoftcap), positions)
+    of_parts, dsoftcap = carry
+    dhidden, variance = zip(*of_parts)
+    dhidden = _unsorted([v.astype(hidden.dtype) for v in dhidden], blocks, len(hidden))
+    variance = _unsorted(variance, blocks, len(hidden))
+    dhead = _assembled(dchunks, head, stream)
+    return dhidden, dhead._replace(softcap=dsoftcap), variance
+
+
+def _no_cotangents(chunk, dsoftcap, stream):
+    def zeros(v):
+        return None if v is None else jnp.zeros(v.shape, accumulation_dtype(v.dtype))
+
+    def zero_row(v):
+        return (
+            None if v is None else jnp.zeros(v.shape[1:], accumulation_dtype(v.dtype))
+        )
+
+    return Head(
+        zeros(chunk.weight),
+        zero_row(chunk.bias),
+        zero_row(chunk.spread_weight),
+        zeros(dsoftcap),
+    )
+
+
+def _backward_of_block(rows, chunk, softcap, stream):
+    hidden, tokens, of_rows = rows
+    temperature = tokens.temperature
+    m, s, u, w_total, g, h, k, a = of_rows
+    x = _logits(hidden, chunk, stream)
+    mask = _chunk_mask(chunk, tokens)
+    z, to_logits = jax.vjp(
+        lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
+    )
+    e = exp_shifted(z, m, temperature)
+    dz = label_cotangent(g, _is_label(chunk, tokens), e, s)
+    variance = jnp.zeros_like(m)
+    dspread_weight = None
+    if h is not None:
+        dz = dz + h * e
+    if k is not None:
+        w = _included(chunk, mask, z)
+        dz = dz + spread_cotangent(k, w, w_total, e, s)
+        dw = times_nll(k, jnp.log1p(s) - shifted(z, m, temperature))
+        dw = dw if mask is None else jnp.where(mask, dw, 0)
+        dspread_weight = jnp.sum(dw, 0)
+    if a is not None:
+        surprise = jnp.where(e == 0, 0, shifted(z, m, temperature) + u)
+        dz = dz - a * e * surprise
+        variance = jnp.sum(e * surprise**2, 1, keepdims=True) / (1 + s)
+    dz = dz / (1 + s) * inverse_temperature(temperature)
+    dx, dsoftcap = to_logits(dz)
+
+    # In the inputs' dtype into the matrix units, summed in float32.
+    factors = dx.astype(jnp.promote_types(hidden.dtype, chunk.weight.dtype))
+    classes_axis = stream.vocab_axis
+    dhidden = _product(factors, chunk.weight, (1, classes_axis), dx.dtype)
+    if classes_axis == 0:
+        dweight = _product(factors, hidden, (0, 0), dx.dtype)
+    else:
+        dweight = _product(hidden, factors, (0, 0), dx.dtype)
+    dbias = None if chunk.bias is None else jnp.sum(dx, 0)
+    return Head(dweight, dbias, dspread_weight, dsoftcap), (dhidden, variance)
+
+
+def _product(a, b, contracted, dtype):
+    common = jnp.promote_types(a.dtype, b.dtype)
+    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+    return jax.lax.dot_general(
+        a.astype(common), b.astype(common), dimensions, preferred_element_type=dtype
+    )
+
+
+def _logits(hidden, chunk, stream):
+    common = jnp.promote_types(hidden.dtype, chunk.weight.dtype)
+    features_axis = 1 - stream.vocab_axis
+    x = _product(hidden, chunk.weight, (1, features_axis), accumulation_dtype(common))
+    return x if chunk.bias is None else x + chunk.bias.astype(x.dtype)
+
+
+def _column(v: Any) -> Any:
+    return v[:, None] if v.ndim == 1 else v
+
+
+def _chunk_count(head, stream):
+    return -(-head.weight.shape[stream.vocab_axis] // stream.chunk)
+
+
+def _chunk_at(position, head, stream):
+    """The classes from position * C on. The last chunk of a vocabulary that C does not
+    divide starts earlier, at V - C, and has classes that are not fresh."""
+    size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
+    start = jnp.minimum(position * chunk, size - chunk)
+    classes = start + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
+    fresh = None if size % chunk == 0 else classes >= position * chunk
+
+    def row(v):
+        if v is None:
+            return None
+        return jax.lax.dynamic_slice_in_dim(v, start, chunk)[None]
+
+    weight = jax.lax.dynamic_slice_in_dim(
+        head.weight, start, chunk, axis=stream.vocab_axis
+    )
+    return _Chunk(classes, fresh, weight, row(head.bias), row(head.spread_weight))
+
+
+def _chunk_mask(chunk, tokens):
+    mask = tokens.labels.counted
+    if chunk.fresh is not None:
+        mask = mask & chunk.fresh
+    if tokens.where is not None:
+        start, size = chunk.classes[0, 0], chunk.classes.shape[1]
+        mask = mask & jax.lax.dynamic_slice_in_dim(tokens.where, start, size, axis=1)
+    return mask
+
+
+def _is_label(chunk, tokens):
+    hit = chunk.classes == tokens.labels.class_index
+    return hit if chunk.fresh is None else hit & chunk.fresh
+
+
+def _included(chunk, mask, z):
+    w = jnp.broadcast_to(chunk.spread_weight.astype(z.dtype), z.shape)
+    return jnp.where(mask, w, 0)
+
+
+def _assembled(dchunks, head: Any, stream) -> Any:
+    """The chunks' cotangents side by side, as the head's."""
+    size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
+    repeated = -size % chunk
+
+    def joined(stacked, like, axis):
+        if stacked is None:
+            return None
+        if repeated:
+            last = jax.lax.slice_in_dim(stacked[-1], repeated, chunk, axis=axis)
+            whole = [*stacked[:-1], last] if len(stacked) > 1 else [last]
+            return jnp.concatenate(whole, axis).astype(like.dtype)
+        stacked = jnp.moveaxis(stacked, 0, axis)
+        return stacked.reshape(like.shape).astype(like.dtype)
+
+    return Head(
+        joined(dchunks.weight, head.weight, stream.vocab_axis),
+        joined(dchunks.bias, head.bias, 0),
+        joined(dchunks.spread_weight, head.spread_weight, 0),
+        None,
+    )
+
+
+def _token_blocks(counted, stream):
+    """Row indices of blocks of tokens, those that count first; None for one block.
+
+    Blocks without a token that counts are skipped, so the work follows the number of
+    counted tokens.
+    """
+    if stream.token_blocks == 1:
+        return None
+    order = jnp.argsort(~counted[:, 0])
+    return jnp.array_split(order, stream.token_blocks)
+
+
+def _rows_at(tree, index):
+    """The rows of a block; an array with one row for all tokens stays as it is."""
+    if index is None:
+        return tree
+    return jax.tree.map(lambda v: v[index] if len(v) > 1 else v, tree)
+
+
+def _unsorted(parts, blocks, rows):
+    if blocks is None:
+        return parts[0]
+    out = jnp.zeros((rows, *parts[0].shape[1:]), parts[0].dtype)
+    for part, index in zip(parts, blocks):
+        out = out.at[index].add(part, unique_indices=True)
+    return out
