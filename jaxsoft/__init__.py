@@ -16,15 +16,28 @@ from jaxsoft._linear import linear_cross_entropy as linear_cross_entropy
 from jaxsoft._linear import linear_log_probs as linear_log_probs
 from jaxsoft._logsumexp import logmeanexp as logmeanexp
 from jaxsoft._logsumexp import logsumexp as logsumexp
+from jaxsoft._smooth import smooth_abs as smooth_abs
+from jaxsoft._smooth import smooth_maximum as smooth_maximum
+from jaxsoft._smooth import smooth_minimum as smooth_minimum
+from jaxsoft._smooth import smooth_sign as smooth_sign
+from jaxsoft._smooth import smooth_step as smooth_step
+from jaxsoft._smooth import softplus as softplus
+from jaxsoft._smooth_clip import smooth_clip as smooth_clip
+from jaxsoft._smooth_max import boltzmann_max as boltzmann_max
+from jaxsoft._smooth_max import smooth_max as smooth_max
+from jaxsoft._smooth_max import smooth_min as smooth_min
+from jaxsoft._softargmax import softargmax as softargmax
 from jaxsoft._softmax import entropy as entropy
 from jaxsoft._softmax import log_softmax as log_softmax
 from jaxsoft._softmax import softmax as softmax
+from jaxsoft._straight_through import straight_through as straight_through
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LogProbs",
     "binary_cross_entropy",
+    "boltzmann_max",
     "circle_loss",
     "cross_entropy",
     "entropy",
@@ -35,6 +48,17 @@ __all__ = [
     "logmeanexp",
     "logsumexp",
     "multilabel_cross_entropy",
+    "smooth_abs",
+    "smooth_clip",
+    "smooth_max",
+    "smooth_maximum",
+    "smooth_min",
+    "smooth_minimum",
+    "smooth_sign",
+    "smooth_step",
+    "softargmax",
     "softmax",
+    "softplus",
+    "straight_through",
     "with_jvp",
 ]

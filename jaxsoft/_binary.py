@@ -30,10 +30,10 @@ from jaxsoft._numerics import (
     max_and_tail,
 )
 from jaxsoft._per_row import (
-    RowOptions,
     RowTerms,
     combined_terms,
     reduced_loss,
+    row_options,
     times_loss,
 )
 
@@ -103,9 +103,7 @@ def binary_cross_entropy(
         logits,
         _binary_labels(name, labels, logits),
         weight,
-        RowOptions(
-            sample_weight=as_sample_weight(name, sample_weight, logits.shape, dtype)
-        ),
+        as_sample_weight(name, sample_weight, logits.shape, dtype),
         as_label_smoothing(name, label_smoothing, dtype),
         reduction=as_reduction(name, reduction),
     )
@@ -124,7 +122,9 @@ def _binary_labels(name: str, labels: ArrayLike, logits: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="reduction")
-def _binary_jit(logits, labels, pos_weight, options, label_smoothing, *, reduction):
+def _binary_jit(
+    logits, labels, pos_weight, sample_weight, label_smoothing, *, reduction
+):
     z = counted_logits(logits, None, None)
     y = labels
     if label_smoothing is not None:
@@ -132,6 +132,7 @@ def _binary_jit(logits, labels, pos_weight, options, label_smoothing, *, reducti
     yes = log1p_exp(-z)
     if pos_weight is not None:
         yes = times_loss(jnp.broadcast_to(pos_weight, z.shape), yes)
+    options = row_options(None, z.shape, sample_weight=sample_weight)
     terms = RowTerms(times_loss(y, yes) + times_loss(1 - y, log1p_exp(z)), None, None)
     return reduced_loss(*combined_terms(terms, None, 1, options), reduction)
 

@@ -26,11 +26,11 @@ from jaxsoft._checks import (
 )
 from jaxsoft._numerics import Axes, accumulation_dtype, per_row
 from jaxsoft._per_row import (
-    RowOptions,
     combined_terms,
     included_classes,
     reduced_loss,
     row_labels,
+    row_options,
 )
 from jaxsoft._row_terms import row_terms
 
@@ -137,12 +137,12 @@ def cross_entropy(
     labels, are_indices = as_labels(name, labels, logits, axes)
     classes = math.prod(logits.shape[a] for a in axes)
     rows = reduced_shape(logits.shape, axes)
-    options = RowOptions(
-        as_class_weight(name, class_weight, classes, dtype),
-        as_sample_weight(name, sample_weight, rows, dtype),
-        as_label_smoothing(name, label_smoothing, dtype),
-        as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
-    )
+    options = {
+        "class_weight": as_class_weight(name, class_weight, classes, dtype),
+        "sample_weight": as_sample_weight(name, sample_weight, rows, dtype),
+        "label_smoothing": as_label_smoothing(name, label_smoothing, dtype),
+        "z_loss": as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
+    }
     return _cross_entropy(
         logits,
         labels,
@@ -169,7 +169,7 @@ def _cross_entropy(
     ignore_index,
     reduction,
 ):
-    class_weight = _along_axes(options.class_weight, logits.shape, axes)
+    class_weight = _along_axes(options["class_weight"], logits.shape, axes)
     row_index = None
     if jnp.issubdtype(labels.dtype, jnp.integer):
         classes = math.prod(logits.shape[a] for a in axes)
@@ -181,10 +181,11 @@ def _cross_entropy(
     else:
         targets = labels.astype(class_weight.dtype) * class_weight
     spread_weight = None
-    if options.label_smoothing is not None:
+    label_smoothing = options["label_smoothing"]
+    if label_smoothing is not None:
         spread_weight = class_weight
         if class_weight is None:
-            spread_weight = jnp.ones((1,) * logits.ndim, options.label_smoothing.dtype)
+            spread_weight = jnp.ones((1,) * logits.ndim, label_smoothing.dtype)
     terms = row_terms(
         logits,
         targets,
@@ -193,10 +194,11 @@ def _cross_entropy(
         per_row(temperature, logits.shape, axes),
         softcap,
         axes,
-        options.z_loss is not None,
+        options["z_loss"] is not None,
     )
     terms = jax.tree.map(lambda term: jnp.squeeze(term, axes), terms)
     included = included_classes(where, logits.shape, axes).astype(terms.nll.dtype)
+    options = row_options(row_index, terms.nll.shape, **options)
     return reduced_loss(*combined_terms(terms, row_index, included, options), reduction)
 
 

@@ -35,7 +35,7 @@ from jaxsoft._numerics import (
     rounding_of_shifted,
     shifted,
 )
-from jaxsoft._per_row import RowOptions, RowTerms, combined_terms, reduced_loss
+from jaxsoft._per_row import RowTerms, combined_terms, reduced_loss, row_options
 
 
 def kl_divergence(
@@ -120,19 +120,20 @@ def kl_divergence(
         logits,
         as_mask(name, "where", where, logits.shape),
         tau,
-        RowOptions(sample_weight=as_sample_weight(name, sample_weight, rows, dtype)),
+        as_sample_weight(name, sample_weight, rows, dtype),
         axes=axes,
         reduction=as_reduction(name, reduction),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "reduction"))
-def _kl_divergence_jit(x, y, where, temperature, options, *, axes, reduction):
+def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reduction):
     if accumulation_dtype(x.dtype) != accumulation_dtype(y.dtype):
         x, y = (v.astype(jnp.promote_types(x.dtype, y.dtype)) for v in (x, y))
     temperature = per_row(temperature, x.shape, axes)
     kl = jnp.squeeze(_kl_divergence(x, y, where, temperature, axes), axes)
     terms = RowTerms(kl, None, None)
+    options = row_options(None, kl.shape, sample_weight=sample_weight)
     return reduced_loss(*combined_terms(terms, None, 1, options), reduction)
 
 

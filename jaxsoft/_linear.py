@@ -30,12 +30,12 @@ from jaxsoft._checks import (
 from jaxsoft._linear_terms import Head, Stream, Tokens, linear_terms
 from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._per_row import (
-    RowOptions,
     RowTerms,
     combined_terms,
     included_classes,
     reduced_loss,
     row_labels,
+    row_options,
 )
 
 DEFAULT_CHUNK_BYTES = 64 * 2**20
@@ -132,18 +132,18 @@ def linear_cross_entropy(
     )
     batch, classes, dtype = inputs.labels.shape, inputs.classes, inputs.dtype
     logits = jax.ShapeDtypeStruct((*batch, classes), dtype)
-    options = RowOptions(
-        as_class_weight(name, class_weight, classes, dtype),
-        as_sample_weight(name, sample_weight, batch, dtype),
-        as_label_smoothing(name, label_smoothing, dtype),
-        as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
-    )
+    options = {
+        "class_weight": as_class_weight(name, class_weight, classes, dtype),
+        "sample_weight": as_sample_weight(name, sample_weight, batch, dtype),
+        "label_smoothing": as_label_smoothing(name, label_smoothing, dtype),
+        "z_loss": as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
+    }
     ignore_index = as_ignore_index(name, ignore_index)
     stream = Stream(
         vocab_axis=vocab_axis,
         chunk=inputs.chunk,
         token_blocks=_token_blocks(math.prod(batch)) if ignore_index is not None else 1,
-        with_logsumexp=options.z_loss is not None,
+        with_logsumexp=options["z_loss"] is not None,
     )
     return _linear_cross_entropy(
         inputs.hidden,
@@ -178,10 +178,11 @@ def _linear_cross_entropy(
 ):
     classes = head.weight.shape[stream.vocab_axis]
     rows = row_labels("linear_cross_entropy", labels, classes, ignore_index)
-    if options.label_smoothing is not None:
-        spread_weight = options.class_weight
+    label_smoothing = options["label_smoothing"]
+    if label_smoothing is not None:
+        spread_weight = options["class_weight"]
         if spread_weight is None:
-            spread_weight = jnp.ones(classes, options.label_smoothing.dtype)
+            spread_weight = jnp.ones(classes, label_smoothing.dtype)
         head = head._replace(spread_weight=spread_weight)
     tokens = _flat_tokens(rows, temperature, where, classes)
     terms = linear_terms(_flat_rows(hidden), head, tokens, stream)
@@ -189,6 +190,7 @@ def _linear_cross_entropy(
     terms = jax.tree.map(lambda term: term.reshape(labels.shape), terms)
     shape = (*labels.shape, classes)
     included = included_classes(where, shape, (labels.ndim,)).astype(terms.nll.dtype)
+    options = row_options(rows, labels.shape, **options)
     return reduced_loss(*combined_terms(terms, rows, included, options), reduction)
 
 

@@ -31,9 +31,9 @@ class RowTerms(NamedTuple):
 
 
 class RowOptions(NamedTuple):
-    """The options of a loss that act on rows; None is neutral."""
+    """The options of a loss that act on rows, one entry per row; None is neutral."""
 
-    class_weight: Array | None = None
+    label_weight: Array | None = None
     sample_weight: Array | None = None
     label_smoothing: Array | None = None
     z_loss: Array | None = None
@@ -79,6 +79,24 @@ def included_classes(
     return jnp.broadcast_to(count, [n for i, n in enumerate(shape) if i not in axes])
 
 
+def row_options(
+    labels: RowLabels | None,
+    shape: tuple[int, ...],
+    class_weight: Array | None = None,
+    sample_weight: Array | None = None,
+    label_smoothing: Array | None = None,
+    z_loss: Array | None = None,
+) -> RowOptions:
+    """Options of a loss of the given shape, spread over its rows."""
+    label_weight = None
+    if class_weight is not None and labels is not None:
+        label_weight = class_weight[jnp.maximum(labels.class_index, 0)]
+    spread = (sample_weight, label_smoothing, z_loss)
+    return RowOptions(
+        label_weight, *(v if v is None else jnp.broadcast_to(v, shape) for v in spread)
+    )
+
+
 def combined_terms(
     terms: RowTerms,
     labels: RowLabels | None,
@@ -92,8 +110,8 @@ def combined_terms(
     """
     loss = terms.nll
     weight = jnp.ones_like(loss)
-    if options.class_weight is not None and labels is not None:
-        weight = options.class_weight[jnp.maximum(labels.class_index, 0)]
+    if options.label_weight is not None:
+        weight = options.label_weight
         loss = times_loss(weight, loss)
     if options.label_smoothing is not None and terms.spread is not None:
         eps = options.label_smoothing
@@ -105,8 +123,8 @@ def combined_terms(
         square = jnp.where(infinite, jnp.inf, square)
         loss = loss + times_loss(options.z_loss, square)
     if options.sample_weight is not None:
-        sample_weight = jnp.broadcast_to(options.sample_weight, loss.shape)
-        loss, weight = times_loss(sample_weight, loss), sample_weight * weight
+        loss = times_loss(options.sample_weight, loss)
+        weight = options.sample_weight * weight
     if labels is not None:
         loss = jnp.where(labels.counted, loss, 0)
         weight = jnp.where(labels.counted, weight, 0)
