@@ -27,18 +27,22 @@ from jaxsoft._checks import (
     as_softcap,
     as_temperature,
 )
+from jaxsoft._linear_scalar import Summands, TokenChunks, summed_loss
 from jaxsoft._linear_terms import Head, Stream, Tokens, linear_terms
 from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._per_row import (
     RowTerms,
     combined_terms,
     included_classes,
+    mean_loss,
     reduced_loss,
     row_labels,
     row_options,
+    row_weight,
 )
 
 DEFAULT_CHUNK_BYTES = 64 * 2**20
+SUM_BYTES = 256 * 2**20
 
 
 class LogProbs(NamedTuple):
@@ -89,7 +93,8 @@ def linear_cross_entropy(
             reduction: as in `cross_entropy`.
         temperature: as in `cross_entropy`, broadcastable to (*batch, 1).
         chunk_bytes: size of a chunk of float32 logits; the default is 64 MiB. A chunk
-            that divides the classes is sought near it.
+            that divides the classes is sought near it. Given a number, the logits are
+            always recomputed (see Gradient).
 
     Returns:
         One loss per token, of shape (*batch), or a scalar; float32 for half-precision
@@ -102,13 +107,21 @@ def linear_cross_entropy(
 
     Gradient:
         With respect to every float argument, in its dtype; sums over tokens and classes
-        in float32. The logits of a chunk are recomputed: 4 matrix products of
-        2 N D V flops for value and all gradients, and
-        temporaries of about 4 N C + 4 N D bytes for a chunk of C classes.
-        `jax.checkpoint` around the call repeats the forward pass, and saves nothing.
-        Residuals: the arguments and O(N) numbers.
-        From 512 tokens on, the tokens with an ignored label are skipped in blocks of a
-        quarter of the batch: the work follows the number of counted tokens.
+        in float32. For N tokens, D features and V classes a matrix product is 2 N D V
+        flops. Which way runs is decided from static facts, and all agree to rounding:
+
+        - The logits of a chunk of C classes are recomputed: 4 products for value and
+          gradients, temporaries of about 4 N C + 4 N D bytes. Residuals: the arguments
+          and O(N) numbers. For reduction "none", and wherever the next does not fit.
+        - The gradient is taken in the forward pass: 3 products, and 2 when
+          ``vocab_weight`` is not differentiated. For a reduction "sum" or "mean" where
+          4 D V bytes and the logits of 128 tokens fit into 256 MiB. Residuals: the
+          gradients.
+
+        From 512 tokens on, tokens with an ignored label are skipped in blocks of a
+        quarter of the batch: the work follows the number of counted tokens. Under
+        `jax.vmap` nothing is skipped. `jax.checkpoint` around the call repeats the
+        forward pass.
 
     Awkward values:
         As `cross_entropy`: invalid labels, masked labels, infinite logits. A token with
@@ -160,10 +173,14 @@ def linear_cross_entropy(
         stream=stream,
         ignore_index=ignore_index,
         reduction=as_reduction(name, reduction),
+        may_hold_gradient=chunk_bytes is None,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("stream", "ignore_index", "reduction"))
+@functools.partial(
+    jax.jit,
+    static_argnames=("stream", "ignore_index", "reduction", "may_hold_gradient"),
+)
 def _linear_cross_entropy(
     hidden,
     head,
@@ -175,6 +192,7 @@ def _linear_cross_entropy(
     stream,
     ignore_index,
     reduction,
+    may_hold_gradient,
 ):
     classes = head.weight.shape[stream.vocab_axis]
     rows = row_labels("linear_cross_entropy", labels, classes, ignore_index)
@@ -185,13 +203,25 @@ def _linear_cross_entropy(
             spread_weight = jnp.ones(classes, label_smoothing.dtype)
         head = head._replace(spread_weight=spread_weight)
     tokens = _flat_tokens(rows, temperature, where, classes)
-    terms = linear_terms(_flat_rows(hidden), head, tokens, stream)
+    hidden = _flat_rows(hidden)
+    included = included_classes(where, (*labels.shape, classes), (labels.ndim,))
+    included = jnp.broadcast_to(included, labels.shape)
+    flat = jax.tree.map(
+        lambda v: v.reshape(-1), (included, row_options(rows, labels.shape, **options))
+    )
+    chunks = None
+    if reduction != "none" and may_hold_gradient:
+        chunks = _token_chunks(hidden, head, stream)
+    if chunks is not None:
+        total = summed_loss(hidden, head, Summands(tokens, *flat), chunks)
+        zeros = jnp.zeros(len(hidden), total.dtype)
+        weight = row_weight(tokens.labels, flat[1], zeros)
+        return total if reduction == "sum" else mean_loss(total, jnp.sum(weight))
+    terms = linear_terms(hidden, head, tokens, stream)
     terms = RowTerms(terms.nll, terms.logsumexp, terms.spread)
-    terms = jax.tree.map(lambda term: term.reshape(labels.shape), terms)
-    shape = (*labels.shape, classes)
-    included = included_classes(where, shape, (labels.ndim,)).astype(terms.nll.dtype)
-    options = row_options(rows, labels.shape, **options)
-    return reduced_loss(*combined_terms(terms, rows, included, options), reduction)
+    loss, weight = combined_terms(terms, tokens.labels, *flat)
+    loss, weight = loss.reshape(labels.shape), weight.reshape(labels.shape)
+    return reduced_loss(loss, weight, reduction)
 
 
 def linear_log_probs(
@@ -347,6 +377,22 @@ def _chunk_classes(tokens: int, classes: int, chunk_bytes: int) -> int:
 def _token_blocks(tokens: int) -> int:
     """Blocks that can be skipped: four, of at least 128 tokens."""
     return 4 if tokens >= 512 else 1
+
+
+def _token_chunks(hidden: Array, head: Head, stream: Stream) -> TokenChunks | None:
+    """How to sum a loss with its gradient taken in the forward pass; None where the
+    logits of a chunk and the float32 gradient of the weights exceed the budget."""
+    tokens, features = hidden.shape
+    classes = head.weight.shape[stream.vocab_axis]
+    most = SUM_BYTES // 4 // classes - features
+    # A quarter of the tokens, so that ignored ones can be skipped.
+    chunk = -(-tokens // 4) if stream.token_blocks > 1 else tokens
+    chunk = min(chunk, most)
+    if chunk < min(tokens, 128) or tokens == 0:
+        return None
+    return TokenChunks(
+        stream.vocab_axis, chunk, stream.token_blocks > 1, stream.with_logsumexp
+    )
 
 
 def _flat_rows(hidden: Array) -> Array:

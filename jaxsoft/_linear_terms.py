@@ -112,7 +112,7 @@ def linear_terms(hidden, head, tokens, stream):
 
 
 def _plain(hidden, head, tokens, stream):
-    tokens = jax.tree.map(_column, tokens)
+    tokens = jax.tree.map(column, tokens)
     sums = _forward(hidden, head, tokens, stream)
     m, s, temperature, labels = sums.m, sums.s, tokens.temperature, tokens.labels
     log_total = jnp.log1p(s)
@@ -139,9 +139,9 @@ def _fwd(hidden, head, tokens, stream):
 
 def _bwd(stream, residuals, cotangents):
     hidden, head, tokens, row_numbers = residuals
-    tokens = jax.tree.map(_column, tokens)
+    tokens = jax.tree.map(column, tokens)
     m, s, u, label_logit, w, w_d = row_numbers
-    g, h, k, a, _ = jax.tree.map(_column, cotangents)
+    g, h, k, a, _ = jax.tree.map(column, cotangents)
     g = row_cotangent(jnp.where(jnp.isneginf(m), 0, g), tokens.labels)
     h = None if h is None else jnp.where(jnp.isneginf(m), 0, h)
     of_rows = _RowCotangents(m, s, u, w, g, h, k, a)
@@ -185,7 +185,7 @@ def _forward(hidden, head, tokens, stream):
         return _forward_of_block(hidden, head, tokens, stream, start)
     parts = []
     for index in blocks:
-        rows = _rows_at((hidden, tokens, start), index)
+        rows = rows_at((hidden, tokens, start), index)
         parts.append(
             jax.lax.cond(
                 jnp.any(rows[1].labels.counted),
@@ -222,7 +222,7 @@ def _forward_of_block(hidden, head, tokens, stream, start):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_chunk(sums, position):
         chunk = _chunk_at(position, head, stream)
-        x = _logits(hidden, chunk, stream)
+        x = head_logits(hidden, chunk, stream.vocab_axis)
         mask = _chunk_mask(chunk, tokens)
         z = counted_logits(x, mask, temperature, head.softcap)
         of_chunk = _sums_of_chunk(z, chunk, mask, tokens, sums)
@@ -284,7 +284,7 @@ def _backward(hidden, head: Any, tokens, of_rows, stream):
         for index, sums in zip(indices, of_parts):
 
             def add_block(dchunk, sums, index=index):
-                block = _rows_at((hidden, tokens, of_rows), index)
+                block = rows_at((hidden, tokens, of_rows), index)
                 more = _backward_of_block(block, chunk, head.softcap, stream)
                 return jax.tree.map(jnp.add, (dchunk, sums), more)
 
@@ -302,7 +302,7 @@ def _backward(hidden, head: Any, tokens, of_rows, stream):
 
     zero = jnp.zeros_like(of_rows.s)
     start = [
-        _rows_at((jnp.zeros_like(hidden, zero.dtype) + zero, zero), index)
+        rows_at((jnp.zeros_like(hidden, zero.dtype) + zero, zero), index)
         for index in indices
     ]
     dsoftcap: Any = None if head.softcap is None else jnp.sum(zero)
@@ -337,7 +337,7 @@ def _backward_of_block(rows, chunk, softcap, stream):
     hidden, tokens, of_rows = rows
     temperature = tokens.temperature
     m, s, u, w_total, g, h, k, a = of_rows
-    x = _logits(hidden, chunk, stream)
+    x = head_logits(hidden, chunk, stream.vocab_axis)
     mask = _chunk_mask(chunk, tokens)
     z, to_logits = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
@@ -364,16 +364,17 @@ def _backward_of_block(rows, chunk, softcap, stream):
     # In the inputs' dtype into the matrix units, summed in float32.
     factors = dx.astype(jnp.promote_types(hidden.dtype, chunk.weight.dtype))
     classes_axis = stream.vocab_axis
-    dhidden = _product(factors, chunk.weight, (1, classes_axis), dx.dtype)
+    dhidden = product(factors, chunk.weight, (1, classes_axis), dx.dtype)
     if classes_axis == 0:
-        dweight = _product(factors, hidden, (0, 0), dx.dtype)
+        dweight = product(factors, hidden, (0, 0), dx.dtype)
     else:
-        dweight = _product(hidden, factors, (0, 0), dx.dtype)
+        dweight = product(hidden, factors, (0, 0), dx.dtype)
     dbias = None if chunk.bias is None else jnp.sum(dx, 0)
     return Head(dweight, dbias, dspread_weight, dsoftcap), (dhidden, variance)
 
 
-def _product(a, b, contracted, dtype):
+def product(a, b, contracted, dtype):
+    """Matrix product over one axis of each, summed in dtype."""
     common = jnp.promote_types(a.dtype, b.dtype)
     dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
     return jax.lax.dot_general(
@@ -381,14 +382,15 @@ def _product(a, b, contracted, dtype):
     )
 
 
-def _logits(hidden, chunk, stream):
-    common = jnp.promote_types(hidden.dtype, chunk.weight.dtype)
-    features_axis = 1 - stream.vocab_axis
-    x = _product(hidden, chunk.weight, (1, features_axis), accumulation_dtype(common))
-    return x if chunk.bias is None else x + chunk.bias.astype(x.dtype)
+def head_logits(hidden, head, vocab_axis):
+    """hidden w + b in the accumulation dtype, for a head or a chunk of one."""
+    common = jnp.promote_types(hidden.dtype, head.weight.dtype)
+    dtype = accumulation_dtype(common)
+    x = product(hidden, head.weight, (1, 1 - vocab_axis), dtype)
+    return x if head.bias is None else x + head.bias.reshape(1, -1).astype(dtype)
 
 
-def _column(v: Any) -> Any:
+def column(v: Any) -> Any:
     return v[:, None] if v.ndim == 1 else v
 
 
@@ -470,7 +472,7 @@ def _token_blocks(counted, stream):
     return jnp.array_split(order, stream.token_blocks)
 
 
-def _rows_at(tree, index):
+def rows_at(tree, index):
     """The rows of a block; an array with one row for all tokens stays as it is."""
     if index is None:
         return tree

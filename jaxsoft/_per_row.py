@@ -109,10 +109,8 @@ def combined_terms(
     weight = v w_y, for label probabilities v.
     """
     loss = terms.nll
-    weight = jnp.ones_like(loss)
     if options.label_weight is not None:
-        weight = options.label_weight
-        loss = times_loss(weight, loss)
+        loss = times_loss(options.label_weight, loss)
     if options.label_smoothing is not None and terms.spread is not None:
         eps = options.label_smoothing
         share = eps / jnp.maximum(included_classes, 1)
@@ -124,11 +122,17 @@ def combined_terms(
         loss = loss + times_loss(options.z_loss, square)
     if options.sample_weight is not None:
         loss = times_loss(options.sample_weight, loss)
-        weight = options.sample_weight * weight
     if labels is not None:
         loss = jnp.where(labels.counted, loss, 0)
-        weight = jnp.where(labels.counted, weight, 0)
-    return loss, weight
+    return loss, row_weight(labels, options, loss)
+
+
+def row_weight(labels: RowLabels | None, options: RowOptions, like: Array) -> Array:
+    """The weight of every row in a mean."""
+    weight = jnp.ones_like(like)
+    for factor in (options.label_weight, options.sample_weight):
+        weight = weight if factor is None else weight * factor
+    return weight if labels is None else jnp.where(labels.counted, weight, 0)
 
 
 @jax.custom_jvp

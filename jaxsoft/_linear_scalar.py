@@ -1,0 +1,211 @@
+"""The rule of a summed loss of a linear head: its gradient in the forward pass.
+
+A sum over tokens has one cotangent, which scales the gradient and does not shape it. So
+the gradient can be taken while the logits of a chunk of tokens are there, and nothing
+is recomputed: three matrix products in place of the four of `_linear_terms`. The price
+is a chunk of logits over the whole vocabulary, and the weights' gradient in float32,
+which a forward pass that is differentiated holds until the backward pass scales it.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsoft._autodiff import with_jvp
+from jaxsoft._linear_terms import Head, Tokens, column, head_logits, product, rows_at
+from jaxsoft._numerics import accumulation_dtype
+from jaxsoft._per_row import RowLabels, combined_terms
+from jaxsoft._row_terms import row_terms
+
+
+class TokenChunks(NamedTuple):
+    """Static facts of a pass over the tokens."""
+
+    vocab_axis: int
+    chunk: int  # tokens in a chunk
+    sorted_tokens: bool  # counted tokens first; a chunk without any is skipped
+    with_logsumexp: bool
+
+
+class Summands(NamedTuple):
+    """What the loss of a token is made of, beside its logits; one entry per token."""
+
+    tokens: Any  # Tokens
+    included: Any  # number of included classes
+    options: Any  # RowOptions
+
+
+# With the logits x = h w + b of a chunk of tokens, and dx = dL/dx from the rule of
+# `row_terms`, the forward pass sums
+#     dw += dx^T h      db += sum of dx over tokens      dh = dx w of the chunk
+# and the backward pass multiplies them by the cotangent of L.
+@with_jvp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def summed_loss(hidden, head, summands, chunks):
+    """Sum over tokens of `combined_terms`, for hidden (N, D) under a Head."""
+
+    def add_chunk(total, rows):
+        hidden, summands = rows
+        x = head_logits(hidden, head, chunks.vocab_axis)
+        return total + _loss_of_logits(x, _shared(head), summands, chunks), None
+
+    return _over_chunks(add_chunk, _zero_loss(hidden, head), hidden, summands, chunks)[
+        0
+    ]
+
+
+def _fwd(hidden, head, summands, chunks):
+    # Arguments that are not differentiated cost nothing: with a frozen head two matrix
+    # products remain.
+    wants_weight, wants_bias = head.weight.perturbed, _is_perturbed(head.bias)
+    hidden, head, summands = jax.tree.map(
+        lambda leaf: leaf.value, (hidden, head, summands), is_leaf=_is_argument
+    )
+
+    def add_chunk(sums, rows):
+        total, dhead = sums
+        hidden, summands = rows
+        x = head_logits(hidden, head, chunks.vocab_axis)
+        loss, pullback = jax.vjp(
+            lambda x, shared, smooth: _loss_of_logits(
+                x, shared, _with_smooth(summands, smooth), chunks
+            ),
+            x,
+            _shared(head),
+            _smooth(summands),
+        )
+        dx, dshared, dsmooth = pullback(jnp.ones_like(loss))
+        # In the inputs' dtype into the matrix units, summed in float32.
+        factors = dx.astype(jnp.promote_types(hidden.dtype, head.weight.dtype))
+        dhidden = product(factors, head.weight, (1, chunks.vocab_axis), dx.dtype)
+        dweight = dbias = None
+        if wants_weight:
+            pair = (factors, hidden) if chunks.vocab_axis == 0 else (hidden, factors)
+            dweight = product(*pair, (0, 0), dx.dtype)
+        if wants_bias:
+            dbias = jnp.sum(dx, 0)
+        more = Head(dweight, dbias, dshared.spread_weight, dshared.softcap)
+        dhead = jax.tree.map(jnp.add, dhead, more)
+        return (total + loss, dhead), (dhidden.astype(hidden.dtype), dsmooth)
+
+    zero = _zero_loss(hidden, head)
+    start = Head(
+        jnp.zeros_like(head.weight, zero.dtype) + zero if wants_weight else None,
+        jnp.zeros_like(head.bias, zero.dtype) + zero if wants_bias else None,
+        *(v if v is None else 0 * v + zero for v in (head.spread_weight, head.softcap)),
+    )
+    (total, dhead), (dhidden, dsmooth) = _over_chunks(
+        add_chunk, (zero, start), hidden, summands, chunks
+    )
+    return total, (hidden, head, dhidden, dhead, dsmooth)
+
+
+def _bwd(chunks, residuals, g):
+    hidden, head, dhidden, dhead, dsmooth = residuals
+    dtemperature, doptions = jax.tree.map(lambda v: g * v, dsmooth)
+    dsummands = Summands(Tokens(None, dtemperature, None), None, doptions)
+    dhidden = (g * dhidden.astype(g.dtype)).astype(hidden.dtype)
+    dhead = Head(
+        *(
+            None if v is None else (g * v).astype(like.dtype)
+            for v, like in zip(dhead, head)
+        )
+    )
+    return dhidden, dhead, dsummands
+
+
+summed_loss.defvjp(_fwd, _bwd, symbolic_zeros=True)
+
+
+def _loss_of_logits(x, shared, summands, chunks):
+    tokens = jax.tree.map(column, summands.tokens)
+    spread_weight = shared.spread_weight
+    terms = row_terms(
+        x,
+        tokens.labels,
+        None if spread_weight is None else spread_weight[None],
+        tokens.where,
+        tokens.temperature,
+        shared.softcap,
+        (1,),
+        chunks.with_logsumexp,
+    )
+    terms = jax.tree.map(lambda term: jnp.squeeze(term, 1), terms)
+    labels, options = summands.tokens.labels, summands.options
+    return jnp.sum(combined_terms(terms, labels, summands.included, options)[0])
+
+
+def _over_chunks(add_chunk, start, hidden, summands, chunks):
+    """Scan over chunks of tokens; what add_chunk returns of its rows comes back in the
+    order of the tokens. The last chunk may start early, with rows that do not count."""
+    count, chunk = len(hidden), chunks.chunk
+    order = jnp.arange(count, dtype=jnp.int32)
+    if chunks.sorted_tokens:
+        order = jnp.argsort(~summands.tokens.labels.counted).astype(jnp.int32)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(carry, position):
+        first = jnp.minimum(position * chunk, count - chunk)
+        index = jax.lax.dynamic_slice_in_dim(order, first, chunk)
+        fresh = first + jnp.arange(chunk, dtype=jnp.int32) >= position * chunk
+        chunk_hidden, rows = rows_at((hidden, summands), index)
+        labels = rows.tokens.labels
+        labels = RowLabels(
+            jnp.where(fresh, labels.class_index, -1),
+            labels.counted & fresh,
+            labels.valid | ~fresh,
+        )
+        rows = rows._replace(tokens=rows.tokens._replace(labels=labels))
+        if not chunks.sorted_tokens:
+            return add_chunk(carry, (chunk_hidden, rows))
+        out = jax.eval_shape(add_chunk, carry, (chunk_hidden, rows))[1]
+        nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), out)
+        return jax.lax.cond(
+            jnp.any(labels.counted),
+            add_chunk,
+            lambda carry, rows: (carry, nothing),
+            carry,
+            (chunk_hidden, rows),
+        )
+
+    positions = jnp.arange(-(-count // chunk), dtype=jnp.int32)
+    carry, of_rows = jax.lax.scan(step, start, positions)
+    repeated = -count % chunk
+
+    def in_order(stacked):
+        rows = stacked.reshape(-1, *stacked.shape[2:])
+        # The last chunk begins with `repeated` rows of the one before.
+        before = len(rows) - chunk
+        rows = jnp.concatenate([rows[:before], rows[before + repeated :]])
+        return jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
+
+    return carry, jax.tree.map(in_order, of_rows)
+
+
+def _zero_loss(hidden, head):
+    dtype = jnp.promote_types(hidden.dtype, head.weight.dtype)
+    return jnp.zeros((), accumulation_dtype(dtype))
+
+
+def _shared(head):
+    return head._replace(weight=None, bias=None)
+
+
+def _smooth(summands):
+    return summands.tokens.temperature, summands.options
+
+
+def _with_smooth(summands, smooth):
+    temperature, options = smooth
+    tokens = summands.tokens._replace(temperature=temperature)
+    return summands._replace(tokens=tokens, options=options)
+
+
+def _is_argument(leaf):
+    return hasattr(leaf, "perturbed")
+
+
+def _is_perturbed(leaf):
+    return leaf is not None and leaf.perturbed
