@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._numerics import (
@@ -85,6 +86,14 @@ class _Sums(NamedTuple):
     w: Any  # sum of w
     w_d: Any  # sum of w d
     top_label: Any
+    frozen: Any = None  # _FrozenSums
+
+
+class _FrozenSums(NamedTuple):
+    """With kappa = dz/dx, the gradient of the hidden states under a frozen head."""
+
+    e_weight: Array  # (N, D), sum of e kappa w over all classes but the label
+    label_slope: Array  # (N, 1), kappa at the label
 
 
 class _Chunk(NamedTuple):
@@ -111,9 +120,9 @@ def linear_terms(hidden, head, tokens, stream):
     return _plain(hidden, head, tokens, stream)[0]
 
 
-def _plain(hidden, head, tokens, stream):
+def _plain(hidden, head, tokens, stream, with_frozen=False):
     tokens = jax.tree.map(column, tokens)
-    sums = _forward(hidden, head, tokens, stream)
+    sums = _forward(hidden, head, tokens, stream, with_frozen)
     m, s, temperature, labels = sums.m, sums.s, tokens.temperature, tokens.labels
     log_total = jnp.log1p(s)
     nll = log_total - shifted(sums.label_logit, m, temperature)
@@ -128,24 +137,34 @@ def _plain(hidden, head, tokens, stream):
     if stream.with_entropy:
         entropy = log_total + u
     terms = LinearTerms(nll, lse, spread, entropy, sums.top_label)
-    row_numbers = (m, s, u, sums.label_logit, sums.w, sums.w_d)
+    row_numbers = (m, s, u, sums.label_logit, sums.w, sums.w_d, sums.frozen)
     return jax.tree.map(lambda term: jnp.squeeze(term, 1), terms), row_numbers
 
 
 def _fwd(hidden, head, tokens, stream):
-    terms, row_numbers = _plain(hidden, head, tokens, stream)
+    """The residuals; with a frozen head they hold the gradient's sums already, and the
+    backward pass sees no logits. Then two matrix products remain."""
+    frozen = not any(leaf.perturbed for leaf in jax.tree.leaves(head))
+    frozen = frozen and not stream.with_entropy and head.spread_weight is None
+    hidden, head, tokens = jax.tree.map(lambda v: v.value, (hidden, head, tokens))
+    terms, row_numbers = _plain(hidden, head, tokens, stream, with_frozen=frozen)
     return terms, (hidden, head, tokens, row_numbers)
 
 
 def _bwd(stream, residuals, cotangents):
     hidden, head, tokens, row_numbers = residuals
     tokens = jax.tree.map(column, tokens)
-    m, s, u, label_logit, w, w_d = row_numbers
-    g, h, k, a, _ = jax.tree.map(column, cotangents)
+    m, s, u, label_logit, w, w_d, frozen = row_numbers
+    g, h, k, a, _ = jax.tree.map(column, _materialised(cotangents))
     g = row_cotangent(jnp.where(jnp.isneginf(m), 0, g), tokens.labels)
     h = None if h is None else jnp.where(jnp.isneginf(m), 0, h)
-    of_rows = _RowCotangents(m, s, u, w, g, h, k, a)
-    dhidden, dhead, variance = _backward(hidden, head, tokens, of_rows, stream)
+    if frozen is None:
+        of_rows = _RowCotangents(m, s, u, w, g, h, k, a)
+        dhidden, dhead, variance = _backward(hidden, head, tokens, of_rows, stream)
+    else:
+        of_rows = _RowCotangents(m, s, u, w, g, h, None, None)
+        dhidden = _frozen_backward(head, tokens, label_logit, frozen, of_rows, stream)
+        dhidden, dhead, variance = dhidden.astype(hidden.dtype), None, None
     dtokens = None
     temperature = tokens.temperature
     if temperature is not None:
@@ -163,7 +182,36 @@ def _bwd(stream, residuals, cotangents):
     return dhidden, dhead, dtokens
 
 
-linear_terms.defvjp(_fwd, _bwd)
+linear_terms.defvjp(_fwd, _bwd, symbolic_zeros=True)
+
+
+def _materialised(cotangents):
+    def zeros_if_symbolic(c: Any) -> Any:
+        return jnp.zeros(c.shape, c.dtype) if isinstance(c, SymbolicZero) else c
+
+    return jax.tree.map(
+        zeros_if_symbolic, cotangents, is_leaf=lambda c: isinstance(c, SymbolicZero)
+    )
+
+
+# (1 + s) t dh = sum over j of (g + h) e_j kappa_j w_j but for the label, and
+#                (h e_y - g (s + 1 - e_y)) kappa_y w_y for it: again nothing cancels.
+def _frozen_backward(head, tokens, label_logit, frozen, of_rows, stream):
+    m, s, g, h = of_rows.m, of_rows.s, of_rows.g, of_rows.h
+    # A row without a label has no label_logit.
+    label_logit = jnp.where(tokens.labels.class_index < 0, -jnp.inf, label_logit)
+    e_label = exp_shifted(label_logit, m, tokens.temperature)
+    of_others, of_label = g, label_cotangent(g, True, e_label, s)
+    if h is not None:
+        of_others, of_label = g + h, of_label + h * e_label
+    label = jnp.maximum(tokens.labels.class_index[:, 0], 0)
+    label_weight = jnp.take(head.weight, label, axis=stream.vocab_axis)
+    if stream.vocab_axis == 1:
+        label_weight = label_weight.T
+    label_weight = label_weight.astype(m.dtype)
+    dhidden = of_others * frozen.e_weight
+    dhidden = dhidden + of_label * frozen.label_slope * label_weight
+    return dhidden / (1 + s) * inverse_temperature(tokens.temperature)
 
 
 class _RowCotangents(NamedTuple):
@@ -177,10 +225,10 @@ class _RowCotangents(NamedTuple):
     a: Array | None
 
 
-def _forward(hidden, head, tokens, stream):
+def _forward(hidden, head, tokens, stream, with_frozen):
     """The _Sums over the whole vocabulary."""
     blocks = _token_blocks(tokens.labels.counted, stream)
-    start = _no_sums(hidden, head, tokens, stream)
+    start = _no_sums(hidden, head, tokens, stream, with_frozen)
     if blocks is None:
         return _forward_of_block(hidden, head, tokens, stream, start)
     parts = []
@@ -199,7 +247,7 @@ def _forward(hidden, head, tokens, stream):
     return jax.tree.map(lambda *v: _unsorted(v, blocks, len(hidden)), *parts)
 
 
-def _no_sums(hidden, head, tokens, stream):
+def _no_sums(hidden, head, tokens, stream, with_frozen):
     dtype = accumulation_dtype(jnp.promote_types(hidden.dtype, head.weight.dtype))
     # Zeros made of the rows, so that under shard_map they vary as the rows do.
     zero = jnp.zeros_like(tokens.labels.class_index, dtype)
@@ -213,6 +261,9 @@ def _no_sums(hidden, head, tokens, stream):
         w=zero if with_w else None,
         w_d=zero if with_w else None,
         top_label=zero.astype(jnp.int32) if stream.with_top_label else None,
+        frozen=_FrozenSums(jnp.zeros_like(hidden, dtype) + zero, zero)
+        if with_frozen
+        else None,
     )
 
 
@@ -224,8 +275,18 @@ def _forward_of_block(hidden, head, tokens, stream, start):
         chunk = _chunk_at(position, head, stream)
         x = head_logits(hidden, chunk, stream.vocab_axis)
         mask = _chunk_mask(chunk, tokens)
-        z = counted_logits(x, mask, temperature, head.softcap)
+        z, to_logits = jax.vjp(
+            lambda x: counted_logits(x, mask, temperature, head.softcap), x
+        )
         of_chunk = _sums_of_chunk(z, chunk, mask, tokens, sums)
+        if sums.frozen is not None:
+            hit = _is_label(chunk, tokens)
+            e = jnp.where(hit, 0, exp_shifted(z, of_chunk.m, temperature))
+            e, slope = to_logits(e)[0], to_logits(hit.astype(z.dtype))[0]
+            factors = e.astype(jnp.promote_types(hidden.dtype, chunk.weight.dtype))
+            e_weight = product(factors, chunk.weight, (1, stream.vocab_axis), z.dtype)
+            frozen = _FrozenSums(e_weight, jnp.sum(slope, 1, keepdims=True))
+            of_chunk = of_chunk._replace(frozen=frozen)
         return _merged(sums, of_chunk, temperature), None
 
     positions = jnp.arange(_chunk_count(head, stream), dtype=jnp.int32)
@@ -266,7 +327,11 @@ def _merged(a, b, temperature):
         w_d = a.w_d + times_log(a.w, d_a) + b.w_d + times_log(b.w, d_b)
     if top_label is not None:
         top_label = jnp.where(b.m > a.m, b.top_label, top_label)
-    return _Sums(m, s, a.label_logit + b.label_logit, e_d, w, w_d, top_label)
+    frozen = a.frozen
+    if frozen is not None:
+        e_weight = to_a * frozen.e_weight + to_b * b.frozen.e_weight
+        frozen = _FrozenSums(e_weight, frozen.label_slope + b.frozen.label_slope)
+    return _Sums(m, s, a.label_logit + b.label_logit, e_d, w, w_d, top_label, frozen)
 
 
 def _backward(hidden, head: Any, tokens, of_rows, stream):
