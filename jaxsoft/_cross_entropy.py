@@ -32,7 +32,7 @@ from jaxsoft._per_row import (
     row_labels,
     row_options,
 )
-from jaxsoft._row_terms import row_terms
+from jaxsoft._row_terms import label_probabilities, row_terms
 
 
 def cross_entropy(
@@ -179,7 +179,7 @@ def _cross_entropy(
     elif class_weight is None:
         targets = labels
     else:
-        targets = labels.astype(class_weight.dtype) * class_weight
+        targets = label_probabilities(labels, where, class_weight.dtype) * class_weight
     spread_weight = None
     label_smoothing = options["label_smoothing"]
     if label_smoothing is not None:

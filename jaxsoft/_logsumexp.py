@@ -240,7 +240,8 @@ def _logsumexp(x, b, where, temperature, axes, mean):
 
 def _plain(x, b, where, temperature, axes, mean):
     z = _weighted_logits(x, b, where, temperature)
-    m, s = max_and_tail(z, b, temperature, axes)
+    weights = None if b is None else b.astype(z.dtype)
+    m, s = max_and_tail(z, weights, temperature, axes)
     excess = _log_abs_sum(z, s, where, axes, mean)
     if temperature is None:
         log_sum = m + excess
@@ -265,7 +266,7 @@ def _bwd(axes, mean, residuals, cotangents):
     empty_sum = s == -1
     total = jnp.where(empty_sum, jnp.inf, 1 + s)
     e = exp_shifted(z, m, temperature)
-    p = (e if b is None else b * e) / total
+    p = (e if b is None else b.astype(e.dtype) * e) / total
     if temperature is None:
         dz, dtemperature = g * p, None
     else:
@@ -275,7 +276,7 @@ def _bwd(axes, mean, residuals, cotangents):
         dtemperature = g * (log_sum - jnp.sum(times_log(p, d), axes, keepdims=True))
     db = None
     if b is not None:
-        db = _weights_cotangent(x, where, temperature, m, g / total)
+        db = _weights_cotangent(x, where, temperature, m, g / total).astype(b.dtype)
     return to_input(dz)[0], db, None, dtemperature
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
@@ -50,7 +51,7 @@ def row_labels(
     ignored = jnp.zeros(labels.shape, bool)
     limits = jnp.iinfo(labels.dtype)
     if ignore_index is not None and limits.min <= ignore_index <= limits.max:
-        ignored = labels == ignore_index
+        ignored = labels == np.asarray(ignore_index, labels.dtype)
     is_class = ~ignored & (labels >= 0) & (labels < classes)
     if labels.size:
         _check_labels(function, labels, is_class | ignored, classes)

@@ -66,7 +66,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
         nll = jnp.sum(jnp.where(hit, nll_of_class, 0), axes, keepdims=True)
         nll = jnp.where(targets.valid, nll, jnp.nan)
     else:
-        q = _clean(targets, mask, z.dtype)
+        q = label_probabilities(targets, mask, z.dtype)
         nll = _expectation(q, nll_of_class, axes)
     lse = spread = None
     if with_lse:
@@ -106,7 +106,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
         q_g = jnp.where(hit, g, 0)
         dtargets = None
     else:
-        q_g = g * _clean(targets, mask, z.dtype)
+        q_g = g * label_probabilities(targets, mask, z.dtype)
         dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * (s + (1 - e))
         dtargets = times_nll(g, nll_of_class).astype(targets.dtype)
     dspread_weight = None
@@ -170,7 +170,7 @@ def _is_label(labels, shape, axes):
     return class_index == labels.class_index
 
 
-def _clean(q, mask, dtype):
+def label_probabilities(q, mask, dtype):
     """Label probabilities without the NaN that a masked class may hold."""
     q = q.astype(dtype)
     return q if mask is None else jnp.where(mask | (q > 0), q, 0)

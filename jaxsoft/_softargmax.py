@@ -1,0 +1,191 @@
+"""softargmax, the smooth form of argmax.
+
+    A = sum_i p_i a_i    with p = softmax(x / tau) and positions a, or the index
+
+The rule saves the arguments and two numbers a row, where autodiff would save p, and
+subtracts nothing that is nearly equal: when the model is sure, A is the position of the
+maximum up to rounding, and the derivatives are made of its distance to the others.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft._autodiff import with_jvp
+from jaxsoft._checks import (
+    Axis,
+    as_axes,
+    as_flag,
+    as_mask,
+    as_real,
+    as_temperature,
+    fitted,
+)
+from jaxsoft._numerics import (
+    accumulation_dtype,
+    counted_logits,
+    exp_shifted,
+    inverse_temperature,
+    max_and_tail,
+    per_row,
+    probabilities,
+    shifted,
+)
+from jaxsoft._saturation import converted, saturated
+
+
+def softargmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+    positions: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Array:
+    """Soft argmax: the expected index, or position, under the softmax of x.
+
+    ``A = sum(p * positions)`` with ``p = softmax(x / temperature)``.
+
+    Args:
+        x: real array of any shape.
+        axis: axis or axes to reduce; None reduces all. Over several axes the index is
+            the flat one, in the order given.
+        where: boolean, broadcastable to ``x``; True includes an entry.
+        temperature: in the units of ``x``, as in `softmax`. At 0 the result is the
+            position of the maximum, the mean of them at ties; below 0 of the minimum.
+        positions: a number for every entry, in place of its index: broadcastable to
+            ``x``, or with a single ``axis`` an array of its length. May be
+            differentiated.
+        keepdims: keep the reduced axes with size 1.
+
+    Returns:
+        The reduced array in the units of ``positions``; float32 for half-precision
+        ``x``, in which an index above 2048 has no place, else in the dtype of ``x``.
+
+    Raises:
+        TypeError: ``x`` or ``positions`` is not an array of real numbers, ``where`` is
+            not boolean, ``axis`` is not an int, ``temperature`` is complex.
+        ValueError: ``axis`` is out of range or repeated; ``where``, ``temperature`` or
+            ``positions`` does not fit ``x``.
+
+    Gradient:
+        dA/dx_i = p_i (positions_i - A) / temperature; dA/dpositions = p.
+        dA/dtemperature = -covariance of positions and x under p, divided by
+        temperature^2. The first and the last are 0 at temperature 0, where they diverge
+        at ties. Derivatives too large for the dtype of ``x`` or of the temperature stop
+        at its largest finite number. Residuals: the arguments and two numbers per row.
+
+    Awkward values:
+        Nothing included, or all -inf: 0 with gradient 0. Entries +inf share the
+        probability equally. The position of an excluded entry may be anything. NaN only
+        if an included entry, or its position, is NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxsoft
+        >>> x = jnp.array([1.0, 5.0, 5.0])
+        >>> jaxsoft.softargmax(x)
+        Array(1.4863878, dtype=float32)
+        >>> jaxsoft.softargmax(x, temperature=0.0)
+        Array(1.5, dtype=float32)
+        >>> print(jaxsoft.softargmax(x, positions=jnp.array([-10.0, 0.0, 20.0])))
+        9.818504
+    """
+    name = "softargmax"
+    x = as_real(name, "x", x)
+    as_flag(name, "keepdims", keepdims)
+    axes = as_axes(name, axis, x.ndim)
+    where = as_mask(name, "where", where, x.shape)
+    if not isinstance(temperature, int | float):
+        temperature = as_real(name, "temperature", temperature)
+        temperature = converted(temperature, accumulation_dtype(x.dtype))
+    tau = as_temperature(name, temperature, x, axes)
+    if positions is not None:
+        positions = _as_positions(name, positions, x, axes)
+    return _softargmax_jit(x, positions, where, tau, axes, keepdims)
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
+def _softargmax_jit(x, positions, where, temperature, axes, keepdims):
+    temperature = per_row(temperature, x.shape, axes)
+    a = _softargmax(x, positions, where, temperature, axes)
+    return a if keepdims else jnp.squeeze(a, axes)
+
+
+# For any number c, since sum_j p_j = 1,
+#     dz_i = g p_i (h_i - sum_j p_j h_j) / t    with h = a - c
+#     dtau = -sigma sum_i dz_i d_i              da = g p
+# For c the position of an entry with p > 1/2, h is 0 there, and the sum runs over the
+# others: a_i - A would be a difference of nearly equal numbers.
+@with_jvp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _softargmax(x, positions, where, temperature, axes):
+    return _softargmax_plain(x, positions, where, temperature, axes)[0]
+
+
+def _softargmax_plain(x, positions, where, temperature, axes):
+    z = counted_logits(x, where, temperature)
+    m, s = max_and_tail(z, None, temperature, axes)
+    e = exp_shifted(z, m, temperature)
+    a = _positions_that_count(positions, e, axes)
+    return jnp.sum(e * a, axes, keepdims=True) / (1 + s), (m, s)
+
+
+def _softargmax_fwd(x, positions, where, temperature, axes):
+    expected, split = _softargmax_plain(x, positions, where, temperature, axes)
+    return expected, (x, positions, where, temperature, split)
+
+
+def _softargmax_bwd(axes, residuals, g):
+    x, positions, where, temperature, (m, s) = residuals
+    z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
+    p = probabilities(z, m, s, temperature)
+    a = _positions_that_count(positions, p, axes)
+    c = jnp.sum(jnp.where(p > 0.5, a, 0), axes, keepdims=True)
+    h = a - c
+    dz = p * (h - jnp.sum(p * h, axes, keepdims=True)) * g
+    dz = dz * inverse_temperature(temperature)
+    dtemperature = dpositions = None
+    if temperature is not None:
+        d = jnp.where(p == 0, 0, shifted(z, m, temperature))
+        dtemperature = -jnp.sum(dz * d, axes, keepdims=True) * jnp.sign(temperature)
+    if positions is not None:
+        shared = [i for i, n in enumerate(positions.shape) if n != p.shape[i]]
+        dpositions = jnp.sum(p * g, shared, keepdims=True)
+    dx = to_input(saturated(dz, x.dtype) if x.dtype != z.dtype else dz)[0]
+    return dx, dpositions, None, dtemperature
+
+
+_softargmax.defvjp(_softargmax_fwd, _softargmax_bwd)
+
+
+def _positions_that_count(positions, p, axes):
+    """0 where p is 0: the position of an entry that does not count may be infinite."""
+    if positions is not None:
+        return jnp.where(p == 0, 0, positions)
+    index, stride = jnp.zeros((1,) * p.ndim, p.dtype), 1
+    for axis in reversed(axes):
+        along_axis = [n if i == axis else 1 for i, n in enumerate(p.shape)]
+        index = index + stride * jax.lax.broadcasted_iota(p.dtype, along_axis, axis)
+        stride *= p.shape[axis]
+    return index
+
+
+def _as_positions(function, positions, x, axes):
+    """In the accumulation dtype of x, with its rank."""
+    positions = as_real(function, "positions", positions)
+    positions = converted(positions, accumulation_dtype(x.dtype))
+    if positions.ndim == 1 and len(axes) == 1:
+        (axis,) = axes
+        if positions.shape != (x.shape[axis],):
+            raise ValueError(
+                f"{function}: positions of one dimension must have the length of axis "
+                f"{axis} of x, {x.shape}; got {positions.shape}"
+            )
+        others = [i for i in range(x.ndim) if i != axis]
+        return jax.lax.expand_dims(positions, others)
+    return fitted(function, "positions", positions, x.shape, "the shape of x,")

@@ -1,0 +1,38 @@
+"""Strict JAX, seeded numbers, and the measured figures at the end of a run."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+# A library must work for users who have forbidden silent promotion and broadcasting.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20251121)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """64-bit types inside the test. `jax.enable_x64` is public from JAX 0.8 on."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests recorded with `record_property`, under xdist too."""
+    measured = [
+        (report.nodeid, report.user_properties)
+        for report in terminalreporter.stats.get("passed", [])
+        if report.when == "call" and report.user_properties
+    ]
+    if measured:
+        terminalreporter.section("measured")
+    for nodeid, properties in sorted(measured):
+        terminalreporter.write_line(nodeid)
+        for name, value in properties:
+            terminalreporter.write_line(f"    {name}: {value}")

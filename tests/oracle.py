@@ -1,0 +1,402 @@
+"""What the functions of jaxsoft mean: their formulas at 80 digits.
+
+The formulas are taken at their word. At this precision and with exponents without limit
+nothing overflows and no cancellation matters, so there is no maximum to subtract and no
+guard to copy from the code under test. Logits are of shape (rows, classes), and the
+classes lie along the last axis.
+
+Derivatives of any formula are central differences at the same precision, good to 40
+digits: they know nothing of softmax.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mpmath
+import numpy as np
+
+MP = mpmath.MPContext()
+MP.dps = 80
+# The error of a central difference is STEP^2 = 1e-48 by the formula and 1e-80 / STEP by
+# rounding; that of a second one 1e-80 / STEP^2.
+STEP = MP.mpf(10) ** -24
+# Infinite logits stand for the limit in which they go there together.
+FAR = MP.mpf(10) ** 12
+
+Numbers = np.ndarray
+
+
+def exact(value: Any) -> Numbers:
+    """Floats as mpmath numbers; integers and booleans as they are."""
+    value = np.asarray(value)
+    if value.dtype == object or value.dtype.kind in "biu":
+        return value
+    return _elementwise(lambda v: MP.mpf(float(v)), value)
+
+
+def rounded(value: Any) -> Numbers:
+    """The nearest float64 numbers; what is out of sight is infinite."""
+    return _elementwise(float, _elementwise(_seen, exact(value))).astype(np.float64)
+
+
+def _elementwise(f: Callable[..., Any], *values: Numbers) -> Numbers:
+    result = np.empty(values[0].shape, object)
+    result[...] = np.frompyfunc(f, len(values), 1)(*values)
+    return result
+
+
+def _seen(v: Any) -> Any:
+    return v if abs(v) < FAR / 1000 else MP.sign(v) * MP.inf
+
+
+def at_limit(value: Any) -> Numbers:
+    """Infinite numbers replaced by numbers far away."""
+    return _elementwise(lambda v: MP.sign(v) * FAR if MP.isinf(v) else v, exact(value))
+
+
+# Values.
+
+
+def _included_rows(
+    x: Any, where: Any, temperature: Any
+) -> Iterator[tuple[int, np.ndarray, Numbers, Any]]:
+    """(row, indices of its included classes, its x / t there, t)."""
+    x = exact(x)
+    where = np.broadcast_to(True if where is None else where, x.shape)
+    temperature = np.broadcast_to(exact(temperature), (len(x), 1))
+    for row, (t,) in enumerate(temperature):
+        included = np.flatnonzero(where[row])
+        yield row, included, x[row, included] / t, t
+
+
+def _exp(v: Numbers) -> Numbers:
+    return _elementwise(MP.exp, v)
+
+
+def _log(v: Numbers) -> Numbers:
+    return _elementwise(MP.log, v)
+
+
+def logsumexp(
+    a: Any,
+    axis: int = -1,
+    b: Any = None,
+    where: Any = None,
+    *,
+    temperature: Any = 1,
+) -> Numbers:
+    """t log sum_i b_i exp(x_i / t)."""
+    assert axis == -1
+    b = np.broadcast_to(exact(1 if b is None else b), np.shape(a))
+    rows = np.empty(len(a), object)
+    for row, included, u, t in _included_rows(a, where, temperature):
+        rows[row] = t * MP.log(np.sum(b[row, included] * _exp(u)))
+    return rows
+
+
+def logmeanexp(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """t log mean_i exp(x_i / t)."""
+    assert axis == -1
+    rows = np.empty(len(x), object)
+    for row, included, u, t in _included_rows(x, where, temperature):
+        rows[row] = t * MP.log(np.sum(_exp(u)) / len(included))
+    return rows
+
+
+def softmax(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """exp(x_i / t) / sum_j exp(x_j / t), and 0 outside of where."""
+    assert axis == -1
+    p = np.full(np.shape(x), MP.zero, object)
+    for row, included, u, _ in _included_rows(x, where, temperature):
+        e = _exp(u)
+        p[row, included] = e / np.sum(e)
+    return p
+
+
+def log_softmax(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """(x_i - L) / t, and -inf outside of where."""
+    assert axis == -1
+    log_p = np.full(np.shape(x), -MP.inf, object)
+    for row, included, u, _ in _included_rows(x, where, temperature):
+        log_p[row, included] = u - MP.log(np.sum(_exp(u)))
+    return log_p
+
+
+def entropy(
+    logits: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """-sum_i p_i log p_i."""
+    assert axis == -1
+    p = softmax(logits, where=where, temperature=temperature)
+    log_p = log_softmax(logits, where=where, temperature=temperature)
+    return -_sum_of_products(p, log_p)
+
+
+def _sum_of_products(q: Numbers, values: Numbers) -> Numbers:
+    """sum_c q_c values_c with 0 times infinity = 0."""
+    return np.sum(q * np.where(q == 0, MP.zero, values), axis=-1)
+
+
+def cross_entropy(
+    logits: Any,
+    labels: Any,
+    *,
+    where: Any = None,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = -100,
+    label_smoothing: Any = 0,
+    temperature: Any = 1,
+    softcap: Any = None,
+    z_loss: Any = 0,
+    reduction: str = "none",
+) -> Numbers:
+    """v ((1 - eps) sum_c q_c w_c nll_c + eps / C sum_c w_c nll_c + z lse^2)."""
+    x, labels = exact(logits), exact(labels)
+    rows, classes = x.shape
+    if softcap is not None:
+        cap = exact(softcap).item()
+        x = _elementwise(lambda v: cap * MP.tanh(v / cap), x)
+    included = np.broadcast_to(True if where is None else where, x.shape)
+    w = np.broadcast_to(exact(1 if class_weight is None else class_weight), x.shape)
+    v = np.broadcast_to(exact(1 if sample_weight is None else sample_weight), (rows,))
+    eps, z = exact(label_smoothing).item(), exact(z_loss).item()
+
+    counted = np.ones(rows, bool)
+    weight_in_mean = v
+    q = labels
+    if labels.dtype.kind in "iu":
+        if ignore_index is not None:
+            counted = labels != ignore_index
+        q = np.where(labels[:, None] == np.arange(classes), MP.one, MP.zero)
+        weight_in_mean = v * np.sum(q * w, axis=-1)
+    nll = -log_softmax(x, where=where, temperature=temperature)
+    spread = _sum_of_products(np.where(included, w, MP.zero), nll)
+    smooth = eps * spread / np.sum(included, axis=-1)
+    row_loss = (1 - eps) * _sum_of_products(q * w, nll) + smooth
+    if z:
+        lse = [
+            MP.log(np.sum(_exp(u)))
+            for _, _, u, _ in _included_rows(x, where, temperature)
+        ]
+        row_loss = row_loss + z * np.array(lse) ** 2
+    row_loss = np.where(counted, v * row_loss, MP.zero)
+    return _reduced(row_loss, weight_in_mean[counted], reduction)
+
+
+def _reduced(loss: Numbers, weight: Numbers, reduction: str) -> Numbers:
+    if reduction == "none":
+        return loss
+    total = np.sum(loss)
+    return np.asarray(total / np.sum(weight) if reduction == "mean" else total)
+
+
+def kl_divergence(
+    target_logits: Any,
+    logits: Any,
+    *,
+    where: Any = None,
+    temperature: Any = 1,
+    sample_weight: Any = 1,
+    reduction: str = "none",
+) -> Numbers:
+    """sum_i p_i (log p_i - log q_i)."""
+    p = softmax(target_logits, where=where, temperature=temperature)
+    log_p = log_softmax(target_logits, where=where, temperature=temperature)
+    log_q = log_softmax(logits, where=where, temperature=temperature)
+    # Classes outside of where are at -inf in both.
+    ratio = _elementwise(lambda a, b: MP.zero if a == b else a - b, log_p, log_q)
+    v = np.broadcast_to(exact(sample_weight), len(p))
+    return _reduced(v * _sum_of_products(p, ratio), v, reduction)
+
+
+def _softplus(v: Numbers) -> Numbers:
+    return _log(1 + _exp(v))
+
+
+def binary_cross_entropy(
+    logits: Any,
+    labels: Any,
+    *,
+    pos_weight: Any = 1,
+    sample_weight: Any = 1,
+    label_smoothing: Any = 0,
+    reduction: str = "none",
+) -> Numbers:
+    """v (w y softplus(-x) + (1 - y) softplus(x)), y smoothed to (1 - eps) y + eps/2."""
+    x, eps = exact(logits), exact(label_smoothing).item()
+    y = (1 - eps) * exact(labels) + eps / 2
+    loss = exact(pos_weight) * y * _softplus(-x) + (1 - y) * _softplus(x)
+    v = np.broadcast_to(exact(sample_weight), x.shape)
+    return _reduced(v * loss, v, reduction)
+
+
+def multilabel_cross_entropy(
+    logits: Any, labels: Any, *, where: Any = None, reduction: str = "none"
+) -> Numbers:
+    """log(1 + sum_no exp(s)) + log(1 + sum_yes exp(-s))."""
+    s, yes = exact(logits), exact(labels) > 0.5
+    counts = np.broadcast_to(True if where is None else where, s.shape)
+    no_sum = np.sum(np.where(counts & ~yes, _exp(s), MP.zero), axis=-1)
+    yes_sum = np.sum(np.where(counts & yes, _exp(-s), MP.zero), axis=-1)
+    loss = _log(1 + no_sum) + _log(1 + yes_sum)
+    return _reduced(loss, np.ones(len(loss)), reduction)
+
+
+def circle_loss(
+    positives: Any,
+    negatives: Any,
+    *,
+    margin: Any = 0.25,
+    scale: Any = 256.0,
+    where_positive: Any = None,
+    where_negative: Any = None,
+    detach_weights: bool = True,
+    weights: tuple[Numbers, Numbers] | None = None,
+    reduction: str = "none",
+) -> Numbers:
+    """log(1 + sum exp(scale a_n (s_n - m)) sum exp(-scale a_p (s_p - 1 + m))).
+
+    Detached weights are constants of every derivative: pass them as `weights`.
+    """
+    assert weights is not None or not detach_weights
+    s_p, s_n = exact(positives), exact(negatives)
+    m, gamma = exact(margin).item(), exact(scale).item()
+    a_p, a_n = weights or circle_weights(s_p, s_n, m)
+    sums = [
+        np.sum(np.where(True if mask is None else mask, _exp(u), MP.zero), axis=-1)
+        for u, mask in (
+            (gamma * a_n * (s_n - m), where_negative),
+            (-gamma * a_p * (s_p - 1 + m), where_positive),
+        )
+    ]
+    loss = _log(1 + sums[0] * sums[1])
+    return _reduced(loss, np.ones(len(loss)), reduction)
+
+
+def circle_weights(
+    positives: Any, negatives: Any, margin: Any
+) -> tuple[Numbers, Numbers]:
+    """max(1 + m - s_p, 0) and max(s_n + m, 0)."""
+    m = exact(margin).item()
+    positive = _elementwise(lambda v: max(v, MP.zero), 1 + m - exact(positives))
+    negative = _elementwise(lambda v: max(v, MP.zero), exact(negatives) + m)
+    return positive, negative
+
+
+# Derivatives.
+
+
+def is_float(value: Any) -> bool:
+    return np.asarray(value).dtype.kind not in "biu"
+
+
+def jacobian(f: Callable[..., Numbers], arguments: Sequence[Any]) -> list[Any]:
+    """d f_o / d a_i for every floating argument a, of shape f.shape + a.shape."""
+    arguments = [exact(a) for a in arguments]
+    return [
+        _jacobian_in(f, arguments, position) if is_float(a) else None
+        for position, a in enumerate(arguments)
+    ]
+
+
+def _jacobian_in(
+    f: Callable[..., Numbers], arguments: Sequence[Numbers], position: int
+) -> Numbers:
+    columns = []
+    for index in np.ndindex(arguments[position].shape):
+        direction = np.zeros_like(arguments[position])
+        direction[index] = MP.one
+        columns.append(_derivative_along(f, arguments, {position: direction}))
+    shape = np.shape(f(*arguments)) + arguments[position].shape
+    return np.stack(columns, axis=-1).reshape(shape)
+
+
+def _derivative_along(
+    f: Callable[..., Any], arguments: Sequence[Numbers], tangents: dict[int, Numbers]
+) -> Any:
+    def moved(step: Any) -> list[Numbers]:
+        return [
+            np.asarray(a + step * tangents[i]) if i in tangents else a
+            for i, a in enumerate(arguments)
+        ]
+
+    ahead, behind = np.asarray(f(*moved(STEP))), np.asarray(f(*moved(-STEP)))
+    # An infinite value that stays is constant.
+    change = _elementwise(lambda a, b: MP.zero if a == b else a - b, ahead, behind)
+    return change / (2 * STEP)
+
+
+def pullback(
+    f: Callable[..., Numbers], arguments: Sequence[Any], cotangent: Any
+) -> list[Any]:
+    """sum_o cotangent_o d f_o / d a, for every floating argument a."""
+    cotangent = exact(cotangent)
+    return [
+        None if j is None else np.tensordot(cotangent, j, cotangent.ndim)
+        for j in jacobian(f, arguments)
+    ]
+
+
+def hessian(
+    f: Callable[..., Numbers], arguments: Sequence[Any], cotangent: Any
+) -> Numbers:
+    """The second derivatives of sum_o cotangent_o f_o in the first argument."""
+    arguments = [exact(a) for a in arguments]
+
+    def gradient(*moved: Numbers) -> Numbers:
+        j = _jacobian_in(f, moved, 0)
+        return np.tensordot(exact(cotangent), j, np.ndim(cotangent))
+
+    return _jacobian_in(gradient, arguments, 0)
+
+
+def curvature_along(
+    f: Callable[..., Numbers],
+    arguments: Sequence[Any],
+    cotangent: Any,
+    tangents: Sequence[Any],
+) -> list[Any]:
+    """The derivative of `pullback` along the tangents: hessian times tangent."""
+    arguments = [exact(a) for a in arguments]
+    moves = {i: exact(t) for i, t in enumerate(tangents) if t is not None}
+    results: list[Any] = []
+    for position, a in enumerate(arguments):
+        if not is_float(a):
+            results.append(None)
+            continue
+
+        def entry_gradient(*moved: Numbers, position: int = position) -> Numbers:
+            j = _jacobian_in(f, moved, position)
+            return np.tensordot(exact(cotangent), j, np.ndim(cotangent))
+
+        results.append(_derivative_along(entry_gradient, arguments, moves))
+    return results
+
+
+# Closed forms, for rows too long to difference.
+
+
+def cross_entropy_gradient(p: Numbers, labels: Any) -> Numbers:
+    """p - one_hot(y), for p = softmax(x)."""
+    gradient = p.copy()
+    gradient[np.arange(len(p)), labels] -= 1
+    return gradient
+
+
+def softmax_pullback(p: Numbers, cotangent: Any) -> Numbers:
+    """p_i (g_i - sum_j p_j g_j)."""
+    g = exact(cotangent)
+    return p * (g - np.sum(p * g, axis=-1, keepdims=True))
+
+
+def log_softmax_pullback(p: Numbers, cotangent: Any) -> Numbers:
+    """g_i - p_i sum_j g_j."""
+    g = exact(cotangent)
+    return g - p * np.sum(g, axis=-1, keepdims=True)

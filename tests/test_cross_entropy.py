@@ -1,0 +1,367 @@
+"""The policies of cross_entropy: labels, ignored rows, weights, axes, reductions."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+from jax.experimental import checkify
+
+import jaxsoft
+
+ROWS, CLASSES = 6, 5
+ROUNDINGS = 16 * np.finfo(np.float32).eps  # a few of each of the sums
+
+
+@pytest.fixture
+def logits(rng):
+    return jnp.asarray(2 * rng.normal(size=(ROWS, CLASSES)), jnp.float32)
+
+
+def loss_and_gradient(logits, labels, ignore_index=-100, **options):
+    return _loss_and_gradient(logits, jnp.asarray(labels), ignore_index, options)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _loss_and_gradient(logits, labels, ignore_index, options):
+    def loss(x):
+        return jaxsoft.cross_entropy(x, labels, ignore_index=ignore_index, **options)
+
+    value, pull = jax.vjp(loss, logits)
+    return value, pull(jnp.ones_like(value))[0]
+
+
+INVALID = [CLASSES, CLASSES + 1, -1, -CLASSES, -99, -101, 2**31 - 1, -(2**31)]
+
+
+@pytest.mark.parametrize("label", INVALID)
+def test_an_invalid_label_is_nan_in_its_row_alone(logits, label):
+    good = jnp.array([0, 1, 2, 3, 4, 0], jnp.int32)
+    bad = good.at[2].set(label)
+    loss, gradient = loss_and_gradient(logits, bad)
+    wanted_loss, wanted_gradient = loss_and_gradient(logits, good)
+    others = np.arange(ROWS) != 2
+    assert np.all(np.isnan(loss[2]))
+    assert np.all(np.isnan(gradient[2]))
+    np.testing.assert_array_equal(loss[others], wanted_loss[others])
+    np.testing.assert_array_equal(gradient[others], wanted_gradient[others])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1},
+        {"z_loss": 0.1},
+        {"class_weight": jnp.array([1.0, 2.0, 0.0, 1.0, 1.0])},
+        {"temperature": 2.0, "softcap": 5.0},
+        {"where": jnp.arange(CLASSES) < 4},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_an_invalid_label_is_nan_with_every_option(logits, options):
+    labels = jnp.array([0, 1, 7, 3, 2, 0], jnp.int32)
+    loss, gradient = loss_and_gradient(logits, labels, **options)
+    invalid = np.arange(ROWS) == 2
+    np.testing.assert_array_equal(np.isnan(loss), invalid)
+    np.testing.assert_array_equal(np.isnan(gradient).any(axis=-1), invalid)
+    masked = "where" in options
+    np.testing.assert_array_equal(np.isnan(gradient[2]), [True] * 4 + [not masked])
+
+
+def test_an_invalid_label_shows_in_the_mean(logits):
+    labels = jnp.array([0, 1, -1, 3, 4, 0], jnp.int32)
+    for reduction in ("sum", "mean"):
+        assert np.isnan(jaxsoft.cross_entropy(logits, labels, reduction=reduction))
+
+
+def test_checkify_names_the_label_and_the_range(logits):
+    checked = checkify.checkify(jax.jit(jaxsoft.cross_entropy))
+    error, _ = checked(logits, jnp.array([0, 1, 7, 3, -3, 0]))
+    assert error.get() is not None
+    assert (
+        "cross_entropy: labels must lie in [0, 5) or equal ignore_index; got label 7"
+        in error.get()
+    )
+    error, _ = checked(logits, jnp.array([0, 1, -100, 3, 4, 0]))
+    assert error.get() is None
+
+
+def test_checkify_under_vmap_and_grad(logits):
+    checked = checkify.checkify(
+        jax.jit(jax.grad(lambda x, y: jnp.sum(jax.vmap(jaxsoft.cross_entropy)(x, y))))
+    )
+    error, _ = checked(logits, jnp.array([0, 1, 2, 3, 4, 9]))
+    assert "got label 9" in error.get()
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
+)
+def test_labels_of_every_integer_dtype(rng, dtype):
+    """300 classes do not fit into 8 bits, nor does ignore_index into unsigned ones."""
+    logits = jnp.asarray(rng.normal(size=(3, 300)), jnp.float32)
+    labels = np.array([0, 17, 120])
+    expected = loss_and_gradient(logits, jnp.asarray(labels, jnp.int32))
+    given = loss_and_gradient(logits, jnp.asarray(labels, dtype))
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
+
+
+def test_ignore_index_of_a_uint32_label_array(logits):
+    """An ignore_index that fits no label ignores nothing; 2^32 - 100 is not -100."""
+    labels = jnp.array([0, 1, 2, 3, 4, 2**32 - 100], jnp.uint32)
+    loss, _ = loss_and_gradient(logits, labels)
+    assert np.isnan(loss[5])
+    assert np.all(np.isfinite(loss[:5]))
+    loss, gradient = loss_and_gradient(logits, labels, ignore_index=2**32 - 100)
+    assert loss[5] == 0
+    np.testing.assert_array_equal(gradient[5], 0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_labels_of_64_bits(logits):
+    for label in (2**32, 2**32 + 1, -(2**32), 2**62):
+        labels = jnp.array([0, 1, 2, 3, 4, label], jnp.int64)
+        loss, _ = loss_and_gradient(logits, labels)
+        np.testing.assert_array_equal(np.isnan(loss), np.arange(ROWS) == 5)
+        loss, _ = loss_and_gradient(logits, labels, ignore_index=label)
+        assert loss[5] == 0
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 0])
+def test_an_ignored_row_is_exactly_0_whatever_its_logits(logits, ignore_index):
+    """NaN and infinities too, with every option, in the value and in all gradients."""
+    junk = [np.nan, np.inf, -np.inf, 1e30, 0.0]
+    spoiled = logits.at[1].set(jnp.array(junk)).at[4].set(np.nan)
+    labels = jnp.array([1, ignore_index, 2, 1, ignore_index, 2], jnp.int32)
+
+    def loss(x, w, eps, t, z):
+        return jaxsoft.cross_entropy(
+            x,
+            labels,
+            ignore_index=ignore_index,
+            class_weight=w,
+            label_smoothing=eps,
+            temperature=t,
+            z_loss=z,
+        )
+
+    others = (jnp.arange(1.0, CLASSES + 1), 0.1, 2.0, 0.01)
+    value, pull = jax.vjp(loss, spoiled, *others)
+    gradients = pull(jnp.ones(ROWS))
+    np.testing.assert_array_equal(value[jnp.array([1, 4])], 0)
+    np.testing.assert_array_equal(gradients[0][jnp.array([1, 4])], 0)
+    clean_value, pull = jax.vjp(loss, logits, *others)
+    np.testing.assert_array_equal(value, clean_value)
+    jax.tree.map(np.testing.assert_array_equal, gradients, pull(jnp.ones(ROWS)))
+
+
+def test_ignore_index_none_ignores_nothing(logits):
+    loss, _ = loss_and_gradient(
+        logits, jnp.array([0, 1, 2, 3, 4, -100]), ignore_index=None
+    )
+    assert np.isnan(loss[5])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_reductions_are_those_of_the_rows(logits, reduction, rng):
+    labels = np.array([1, -100, 2, 1, -100, 4])
+    w = jnp.asarray(rng.uniform(0.5, 2, CLASSES), jnp.float32)
+    v = jnp.asarray(rng.uniform(0.5, 2, ROWS), jnp.float32)
+    options = {"class_weight": w, "sample_weight": v, "label_smoothing": 0.1}
+    rows = jaxsoft.cross_entropy(logits, labels, **options)
+    total = jaxsoft.cross_entropy(logits, labels, reduction=reduction, **options)
+    counted = labels != -100
+    divisor = 1.0
+    if reduction == "mean":
+        divisor = np.sum((v * w[labels])[counted])
+    np.testing.assert_allclose(total, np.sum(rows) / divisor, rtol=ROUNDINGS)
+
+
+def test_a_mean_without_weight_is_0(logits):
+    def mean(x, v):
+        return jaxsoft.cross_entropy(
+            x, jnp.zeros(ROWS, jnp.int32), sample_weight=v, reduction="mean"
+        )
+
+    value, gradients = jax.value_and_grad(mean, (0, 1))(logits, jnp.zeros(ROWS))
+    assert value == 0
+    chex.assert_tree_all_finite(gradients)
+    np.testing.assert_array_equal(gradients[0], 0)
+
+
+def test_a_weight_of_0_removes_an_infinite_loss():
+    logits = jnp.array([[0.0, -np.inf], [0.0, 0.0]])
+    labels = jnp.array([1, 0])
+    np.testing.assert_allclose(
+        jaxsoft.cross_entropy(logits, labels), [np.inf, np.log(2)], rtol=ROUNDINGS
+    )
+    for weights in (
+        {"sample_weight": jnp.array([0.0, 1.0])},
+        {"class_weight": jnp.array([1.0, 0.0])},
+    ):
+        loss, gradient = loss_and_gradient(logits, labels, **weights)
+        np.testing.assert_allclose(loss, [0, np.log(2)], rtol=ROUNDINGS)
+        np.testing.assert_array_equal(gradient[0], 0)
+
+
+@pytest.mark.parametrize("axis", [0, (2, 0), (-1, 1), None])
+def test_axes_are_a_matter_of_layout(rng, axis):
+    """A label of several axes is the flat index, in the order given."""
+    x = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
+    axes = range(3) if axis is None else np.atleast_1d(axis) % 3
+    rows = [i for i in range(3) if i not in axes]
+    flat = jnp.transpose(x, (*rows, *axes)).reshape(*[x.shape[i] for i in rows], -1)
+    labels = jnp.asarray(rng.integers(0, flat.shape[-1], flat.shape[:-1]), jnp.int32)
+    options = {
+        "class_weight": jnp.asarray(rng.uniform(0.5, 2, flat.shape[-1]), jnp.float32),
+        "label_smoothing": 0.1,
+    }
+    loss = jaxsoft.cross_entropy(x, labels, axis=axis, **options)
+    expected = jaxsoft.cross_entropy(flat, labels, **options)
+    chex.assert_shape(loss, labels.shape)
+    np.testing.assert_allclose(loss, expected, rtol=ROUNDINGS)
+    probabilities = jax.nn.softmax(flat[..., ::-1])
+    spread = probabilities.reshape([x.shape[i] for i in (*rows, *axes)])
+    given = jnp.transpose(spread, np.argsort([*rows, *axes]))
+    loss = jaxsoft.cross_entropy(x, given, axis=axis, **options)
+    expected = jaxsoft.cross_entropy(flat, probabilities, **options)
+    np.testing.assert_allclose(loss, expected, rtol=ROUNDINGS)
+
+
+def test_label_probabilities_of_a_masked_class(logits, rng):
+    """0 there, or NaN: nothing to say. More than 0: a loss of +inf."""
+    mask = np.ones((ROWS, CLASSES), bool)
+    mask[:, 3] = False
+    q = rng.uniform(0.1, 0.5, (ROWS, CLASSES)).astype(np.float32)
+    q[:, 3] = [0, np.nan, 0, np.nan, 0.1, 0]
+    w = jnp.arange(1.0, CLASSES + 1)
+
+    def loss(x, q, w):
+        return jaxsoft.cross_entropy(x, q, where=jnp.asarray(mask), class_weight=w)
+
+    value, pull = jax.vjp(loss, logits, jnp.asarray(q), w)
+    assert np.isposinf(value[4])
+    rest = np.arange(ROWS) != 4
+    expected = oracle.cross_entropy(
+        np.asarray(logits)[rest], np.where(mask, q, 0)[rest], where=mask[rest],
+        class_weight=np.asarray(w),
+    )  # fmt: skip
+    np.testing.assert_allclose(value[rest], oracle.rounded(expected), rtol=ROUNDINGS)
+    in_logits, in_q, in_w = pull(jnp.asarray(rng.uniform(1, 2, ROWS), jnp.float32))
+    chex.assert_tree_all_finite(in_logits)
+    np.testing.assert_array_equal(in_logits[:, 3], 0)
+    for gradient in (in_q, in_w):
+        assert not np.any(np.isnan(gradient))
+
+
+def test_one_hot_probabilities_are_indices(logits):
+    labels = jnp.array([0, 1, 2, 3, 4, 0])
+    from_indices = loss_and_gradient(logits, labels)
+    from_one_hot = loss_and_gradient(logits, jax.nn.one_hot(labels, CLASSES))
+    chex.assert_trees_all_close(from_indices, from_one_hot, rtol=ROUNDINGS)
+
+
+def test_the_loss_is_never_negative(rng):
+    sure = np.zeros((200, 3), np.float32)
+    sure[:, 0] = np.linspace(0, 200, 200)
+    for shift in (0, 1000, -1000):
+        x = jnp.asarray(sure + shift, jnp.float32)
+        loss = jaxsoft.cross_entropy(x, jnp.zeros(200, jnp.int32))
+        assert np.all(loss >= 0)
+        smoothed = jaxsoft.cross_entropy(
+            x, jnp.zeros(200, jnp.int32), label_smoothing=1e-6
+        )
+        assert np.all(smoothed >= 0)
+
+
+def test_float_options_may_be_arrays_or_numbers(logits):
+    labels = jnp.array([0, 1, 2, 3, 4, 0])
+    options = {
+        "label_smoothing": 0.1,
+        "z_loss": 0.01,
+        "softcap": 9.0,
+        "temperature": 2.0,
+    }
+    static = jaxsoft.cross_entropy(logits, labels, **options)
+    traced = jax.jit(lambda x, options: jaxsoft.cross_entropy(x, labels, **options))(
+        logits, options
+    )
+    chex.assert_trees_all_close(static, traced, rtol=ROUNDINGS)
+
+
+def test_neutral_options_change_no_bit(logits):
+    labels = jnp.array([0, 1, 2, 3, 4, 0])
+    neutral = {
+        "where": True,
+        "class_weight": jnp.ones(CLASSES),
+        "sample_weight": 1.0,
+        "label_smoothing": jnp.zeros(()),
+        "temperature": jnp.ones(()),
+        "z_loss": jnp.zeros(()),
+    }
+    plain = loss_and_gradient(logits, labels)
+    for name, value in neutral.items():
+        with_option = loss_and_gradient(logits, labels, **{name: value})
+        # A factor of 1 and a term of 0 are exact; only the order of rounding may move.
+        chex.assert_trees_all_close(plain, with_option, rtol=4 * ROUNDINGS / 16)
+
+
+def test_options_do_not_retrace(logits):
+    """Traced values are no static ones: a schedule does not compile at each step."""
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(x, temperature, smoothing):
+        return jaxsoft.cross_entropy(
+            x, jnp.zeros(ROWS, jnp.int32), temperature=temperature,
+            label_smoothing=smoothing, reduction="mean",
+        )  # fmt: skip
+
+    losses = [step(logits, 1.0 + i, 0.1 * i) for i in range(4)]
+    assert len(set(map(float, losses))) == 4
+
+
+class TestAgainstOptax:
+    """At moderate logits, where its digits suffice."""
+
+    def test_integer_labels(self, logits):
+        labels = jnp.array([0, 1, 2, 3, 4, 0])
+        theirs = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        ours = jaxsoft.cross_entropy(logits, labels)
+        chex.assert_trees_all_close(ours, theirs, rtol=4 * ROUNDINGS)
+
+    def test_integer_labels_over_two_axes(self, rng):
+        logits = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
+        labels = jnp.array([6, 11])
+        theirs = optax.softmax_cross_entropy_with_integer_labels(
+            logits, labels, axis=(1, 2)
+        )
+        ours = jaxsoft.cross_entropy(logits, labels, axis=(1, 2))
+        chex.assert_trees_all_close(ours, theirs, rtol=4 * ROUNDINGS)
+
+    def test_mask(self, logits):
+        labels, where = jnp.array([0, 1, 2, 0, 1, 2]), jnp.arange(CLASSES) < 3
+        where = jnp.broadcast_to(where, logits.shape)
+        theirs = optax.softmax_cross_entropy_with_integer_labels(
+            logits, labels, where=where
+        )
+        ours = jaxsoft.cross_entropy(logits, labels, where=where)
+        chex.assert_trees_all_close(ours, theirs, rtol=4 * ROUNDINGS)
+
+    def test_probabilities(self, logits, rng):
+        q = jax.nn.softmax(jnp.asarray(rng.normal(size=logits.shape), jnp.float32))
+        theirs = optax.softmax_cross_entropy(logits, q)
+        chex.assert_trees_all_close(
+            jaxsoft.cross_entropy(logits, q), theirs, rtol=4 * ROUNDINGS
+        )
+
+    def test_smoothing(self, logits):
+        labels = jnp.array([0, 1, 2, 3, 4, 0])
+        one_hot = jax.nn.one_hot(labels, CLASSES)
+        theirs = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, 0.1))
+        ours = jaxsoft.cross_entropy(logits, labels, label_smoothing=0.1)
+        chex.assert_trees_all_close(ours, theirs, rtol=4 * ROUNDINGS)

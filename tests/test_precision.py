@@ -1,0 +1,233 @@
+"""Relative accuracy: float32 against 80 digits, and half precision rounded once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from laws import LAWS, Law, cotangent_for, of_floats
+
+import jaxsoft
+
+OFFSETS = (0.0, 88.0, -88.0, 1000.0, -1000.0, 1e4)
+SCALES = (0.1, 1.0, 10.0, 100.0)
+SIZES = (2, 3, 17, 300)
+GAPS = range(5, 81, 5)
+
+# The promise for every platform. The worst entries lie far below the maximum, where exp
+# multiplies a rounding of its argument by 70. On a CPU that rounding is put back, and
+# what is left is a handful of roundings of half an ulp each.
+PROMISED_ULP = 8 if jax.default_backend() == "cpu" else 64
+PROMISED_RELATIVE = 1e-5
+# Below, float32 has few digits left, and processors flush to 0.
+FLUSHED = 1e-36
+
+
+def adversarial_rows(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of every offset and scale, and of one class above all others by a gap."""
+    spread = [
+        offset + scale * rng.normal(size=size) for offset in OFFSETS for scale in SCALES
+    ]
+    sure = np.zeros((len(GAPS), size))
+    sure[np.arange(len(GAPS)), rng.integers(0, size, len(GAPS))] = GAPS
+    return np.concatenate([np.array(spread), sure]).astype(np.float32)
+
+
+class Measured:
+    """Collects the errors of quantities, in units of the last place of float32."""
+
+    def __init__(self):
+        self.errors: dict[str, list[np.ndarray]] = {}
+
+    def add(self, name: str, actual, expected) -> None:
+        actual, expected = np.asarray(actual, np.float64), oracle.rounded(expected)
+        assert actual.shape == expected.shape
+        shows = np.abs(expected) >= FLUSHED
+        np.testing.assert_array_less(np.abs(actual[~shows]), 2 * FLUSHED)
+        actual, expected = actual[shows], expected[shows]
+        np.testing.assert_allclose(
+            actual, expected, rtol=PROMISED_RELATIVE, err_msg=name
+        )
+        place = np.spacing(np.abs(expected).astype(np.float32))
+        self.errors.setdefault(name, []).append(np.abs(actual - expected) / place)
+
+    def report(self, record_property) -> None:
+        for name, parts in self.errors.items():
+            errors = np.concatenate(parts)
+            line = (
+                f"{errors.size} numbers, median {np.median(errors):.2f} ulp, "
+                f"worst {np.max(errors):.1f} ulp"
+            )
+            print(f"{name}: {line}")
+            record_property(name, line)
+            assert np.max(errors) <= PROMISED_ULP, name
+
+
+def test_cross_entropy(rng, record_property):
+    measured = Measured()
+    each_row = jax.jit(jax.vmap(jax.value_and_grad(jaxsoft.cross_entropy)))
+    for size in SIZES:
+        x = adversarial_rows(size, rng)
+        best = np.argmax(x, axis=-1)
+        other = (best + rng.integers(1, size, len(x))) % size
+        p = oracle.softmax(x)
+        for labels, where in ((best, "at"), (other, "off")):
+            loss, gradient = each_row(x, labels)
+            name = f"label {where} the maximum"
+            measured.add(f"loss, {name}", loss, oracle.cross_entropy(x, labels))
+            expected = oracle.cross_entropy_gradient(p, labels)
+            measured.add(f"gradient, {name}", gradient, expected)
+    measured.report(record_property)
+
+
+def test_distributions(rng, record_property):
+    measured = Measured()
+
+    @jax.jit
+    def everything(x, g):
+        softmax, pull = jax.vjp(jaxsoft.softmax, x)
+        log_softmax, pull_log = jax.vjp(jaxsoft.log_softmax, x)
+        return {
+            "softmax": softmax,
+            "softmax pullback": pull(g)[0],
+            "log_softmax": log_softmax,
+            "log_softmax pullback": pull_log(g)[0],
+            "logsumexp": jaxsoft.logsumexp(x, axis=-1),
+            "logsumexp gradient": jax.grad(
+                lambda x: jnp.sum(jaxsoft.logsumexp(x, axis=-1))
+            )(x),
+            "entropy": jaxsoft.entropy(x),
+        }
+
+    for size in SIZES:
+        x = adversarial_rows(size, rng)
+        # The cotangent of one class, alternately the best and another: one row of the
+        # jacobian, in which nothing has to cancel.
+        best = np.argmax(x, axis=-1)
+        other = (best + rng.integers(1, size, len(x))) % size
+        chosen = np.where(np.arange(len(x)) % 2, best, other)
+        g = np.eye(size, dtype=np.float32)[chosen]
+        p = oracle.softmax(x)
+        given = everything(x, g)
+        for name, expected in {
+            "softmax": p,
+            "softmax pullback": oracle.softmax_pullback(p, g),
+            "log_softmax": oracle.log_softmax(x),
+            "log_softmax pullback": oracle.log_softmax_pullback(p, g),
+            "logsumexp": oracle.logsumexp(x),
+            "logsumexp gradient": p,
+            "entropy": oracle.entropy(x),
+        }.items():
+            measured.add(name, given[name], expected)
+    measured.report(record_property)
+
+
+def test_entropy_gradient(rng, record_property):
+    """-p (log p + H) is as good as its two terms, which cancel where p = exp(-H)."""
+    errors = []
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jaxsoft.entropy(x))))
+    for size in SIZES:
+        x = adversarial_rows(size, rng)
+        h, p = oracle.entropy(x)[:, None], oracle.softmax(x)
+        log_p = oracle.log_softmax(x)
+        scale = oracle.rounded(p * (h - log_p))
+        error = np.abs(gradient(x) - oracle.rounded(-p * (log_p + h)))
+        # A term of H may flush, and 300 of them are below a rounding of 1e-26.
+        shows = scale > 1e-26
+        assert np.all(error[~shows] < 1e-26 * PROMISED_RELATIVE)
+        errors.append(error[shows] / scale[shows] / np.finfo(np.float32).eps)
+    errors = np.concatenate(errors)
+    line = f"median {np.median(errors):.2f}, worst {np.max(errors):.1f} roundings"
+    print(f"entropy gradient: {line}")
+    record_property("entropy gradient", line)
+    assert np.max(errors) <= PROMISED_ULP
+
+
+def test_temperature_keeps_the_digits(rng, record_property):
+    """Dividing by a temperature that is no power of 2 costs no digit either."""
+    measured = Measured()
+    tau = np.float32(0.7)
+    exact_tau = oracle.exact(tau).item()
+    each_row = jax.jit(
+        jax.vmap(
+            jax.value_and_grad(
+                lambda x, y: jaxsoft.cross_entropy(x, y, temperature=tau)
+            )
+        )
+    )
+    for size in SIZES:
+        x = adversarial_rows(size, rng)
+        best = np.argmax(x, axis=-1)
+        loss, gradient = each_row(x, best)
+        u = oracle.exact(x) / exact_tau
+        measured.add("loss", loss, oracle.cross_entropy(u, best))
+        expected = oracle.cross_entropy_gradient(oracle.softmax(u), best) / exact_tau
+        measured.add("gradient", gradient, expected)
+    measured.report(record_property)
+
+
+def test_shift_invariance(rng):
+    """Adding 1000 to logits on which that is exact changes no bit of p and loss."""
+    x = rng.integers(-(2**10), 2**10, (20, 17)).astype(np.float32) / 64
+    labels = rng.integers(0, 17, 20)
+    at_zero, far = (
+        jax.jit(
+            lambda x: (
+                jaxsoft.softmax(x),
+                jaxsoft.log_softmax(x),
+                jaxsoft.entropy(x),
+                jax.vjp(lambda x: jaxsoft.cross_entropy(x, labels), x)[0],
+                jax.grad(lambda x: jnp.sum(jaxsoft.cross_entropy(x, labels)))(x),
+            )
+        )(x + shift)
+        for shift in (np.float32(0), np.float32(1000))
+    )
+    jax.tree.map(np.testing.assert_array_equal, at_zero, far)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+def test_half_precision_is_float32_rounded_once(law: Law):
+    """Value and gradient are those of the same numbers in float32, to the bit."""
+    arguments = law.draw(7, 4, 5)
+    drawn_cotangent = jnp.asarray(cotangent_for(law, arguments, 7))
+
+    @jax.jit
+    def both(given, cotangent):
+        f, moving = of_floats(law, given)
+        value, pull = jax.vjp(f, *moving)
+        return value, pull(cotangent)
+
+    for dtype in (jnp.bfloat16, jnp.float16):
+        half = law.cast(arguments, dtype)
+        full = [
+            a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+            for a in half
+        ]
+        cotangent = drawn_cotangent.astype(law.result_dtype(dtype))
+        value, gradients = both(half, cotangent)
+        wide, wide_gradients = both(full, cotangent.astype(jnp.float32))
+        assert value.dtype == law.result_dtype(dtype)
+        np.testing.assert_array_equal(value, wide.astype(value.dtype))
+        for gradient, expected in zip(gradients, wide_gradients):
+            np.testing.assert_array_equal(gradient, expected.astype(gradient.dtype))
+
+
+def test_more_classes_than_float16_can_count():
+    x = jnp.zeros(70_000, jnp.float16)
+    assert jaxsoft.logsumexp(x) == jnp.float16(np.log(70_000))
+    assert jaxsoft.logmeanexp(x) == 0
+    assert jaxsoft.log_softmax(x)[0] == jnp.float16(-np.log(70_000))
+    assert jaxsoft.softmax(x)[0] == jnp.float16(1 / 70_000)
+    loss = jaxsoft.cross_entropy(x, 69_999)
+    np.testing.assert_allclose(loss, np.log(70_000), rtol=1e-6)
+
+
+def test_a_million_classes():
+    """The sum does not drift: within 16 ulp, where one running sum loses 400."""
+    x = np.sin(np.arange(1_000_000, dtype=np.float32))
+    exact = np.sum(np.exp(x.astype(np.longdouble)))
+    p = jaxsoft.softmax(x)
+    expected = np.exp(x.astype(np.longdouble)) / exact
+    np.testing.assert_allclose(p, expected.astype(np.float64), rtol=16 * 2**-23)
+    loss = jaxsoft.cross_entropy(x, 0)
+    np.testing.assert_allclose(loss, float(np.log(exact)), rtol=4 * 2**-23)
