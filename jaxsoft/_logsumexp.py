@@ -31,7 +31,7 @@ from jaxsoft._numerics import (
     max_and_tail,
     per_row,
     shifted,
-    times_log,
+    weighted_exp,
 )
 
 
@@ -265,18 +265,19 @@ def _bwd(axes, mean, residuals, cotangents):
     g = cotangents[0].astype(z.dtype)
     empty_sum = s == -1
     total = jnp.where(empty_sum, jnp.inf, 1 + s)
-    e = exp_shifted(z, m, temperature)
-    p = (e if b is None else b.astype(e.dtype) * e) / total
+    weights = None if b is None else b.astype(z.dtype)
+    p = weighted_exp(z, m, weights, temperature) / total
     if temperature is None:
         dz, dtemperature = g * p, None
     else:
         dz = g * jnp.where(temperature < 0, -p, p)
         log_sum = _log_abs_sum(z, jnp.where(empty_sum, 0, s), where, axes, mean)
         d = shifted(z, m, temperature)
-        dtemperature = g * (log_sum - jnp.sum(times_log(p, d), axes, keepdims=True))
+        p_d = p * jnp.where(jnp.isinf(d), 0, d)
+        dtemperature = g * (log_sum - jnp.sum(p_d, axes, keepdims=True))
     db = None
     if b is not None:
-        db = _weights_cotangent(x, where, temperature, m, g / total).astype(b.dtype)
+        db = _weights_cotangent(z, m, temperature, g / total).astype(b.dtype)
     return to_input(dz)[0], db, None, dtemperature
 
 
@@ -284,8 +285,9 @@ _logsumexp.defvjp(_fwd, _bwd)
 
 
 def _weighted_logits(x, b, where, temperature):
+    """z; NaN where the weight is 0 does not count."""
     z = counted_logits(x, where, temperature)
-    return z if b is None else jnp.where(b == 0, -jnp.inf, z)
+    return z if b is None else jnp.where((b == 0) & jnp.isnan(z), -jnp.inf, z)
 
 
 def _log_abs_sum(z, s, where, axes, mean):
@@ -303,8 +305,7 @@ def _log_abs_sum(z, s, where, axes, mean):
     return jnp.where(s == -1, -jnp.inf, log_abs)
 
 
-def _weights_cotangent(x, where, temperature, m, g):
-    z = counted_logits(x, where, temperature)
+def _weights_cotangent(z, m, temperature, g):
     e = exp_shifted(z, m, temperature)
     # An entry that b = 0 excludes may lie so far above m that e overflows; the limit
     # and the factor keep 0 e = 0 for a zero cotangent.

@@ -154,13 +154,13 @@ def max_and_tail(
 ) -> tuple[Array, Array]:
     """(m, s) over axes, which are kept with size 1. Nothing that counts: (-inf, 0).
 
-    With weights b (those of `logsumexp`), s = sum_i b_i e_i - 1.
+    With weights b (those of `logsumexp`), s = sum_i b_i e_i - 1, and m is the maximum
+    where b is not 0.
     """
-    m = jnp.max(z, axes, keepdims=True, initial=-jnp.inf)
+    of_weight = z if weights is None else jnp.where(weights == 0, -jnp.inf, z)
+    m = jnp.max(of_weight, axes, keepdims=True, initial=-jnp.inf)
     top = z == m
-    e = jnp.where(top, 0, exp_shifted(z, m, temperature))
-    if weights is not None:
-        e = e * weights
+    e = jnp.where(top, 0, weighted_exp(z, m, weights, temperature))
     terms_of_maximum = jnp.where(top, 1 if weights is None else weights, 0)
     s = jnp.sum(e, axes, keepdims=True) + (
         jnp.sum(terms_of_maximum, axes, keepdims=True, dtype=z.dtype) - 1
@@ -174,12 +174,21 @@ def _max_and_tail_jvp(axes, primals, tangents):
     m, s = max_and_tail(*primals, axes)
 
     def total(z, weights, temperature):
-        e = exp_shifted(z, m, temperature)
-        e = e if weights is None else e * weights
-        return jnp.sum(e, axes, keepdims=True)
+        terms = weighted_exp(z, m, weights, temperature)
+        return jnp.sum(terms, axes, keepdims=True)
 
     _, s_dot = jax.jvp(total, primals, tangents)
     return (m, s), (jnp.zeros_like(m), s_dot)
+
+
+def weighted_exp(
+    z: Array, m: Array, weights: Array | None, temperature: Array | None
+) -> Array:
+    """b e. Where b is 0, z may lie far above m, and e is limited to finite numbers."""
+    e = exp_shifted(z, m, temperature)
+    if weights is None:
+        return e
+    return weights * jnp.minimum(e, jnp.finfo(e.dtype).max)
 
 
 def probabilities(z: Array, m: Array, s: Array, temperature: Array | None) -> Array:
