@@ -200,40 +200,46 @@ def multilabel_cross_entropy(
 
 @functools.partial(jax.jit, static_argnames=("axes", "reduction"))
 def _multilabel_jit(logits, is_yes, where, *, axes, reduction):
-    no = ~is_yes if where is None else where & ~is_yes
-    yes = is_yes if where is None else where & is_yes
-    loss = _log1p_sum_exp(logits, no, axes) + _log1p_sum_exp(-logits, yes, axes)
-    loss = jnp.squeeze(loss, axes)
+    of_no = _log1p_sum_exp(logits, is_yes, where, axes, False)
+    of_yes = _log1p_sum_exp(logits, is_yes, where, axes, True)
+    loss = jnp.squeeze(of_no + of_yes, axes)
     return reduced_loss(loss, jnp.ones_like(loss), reduction)
 
 
-# N = log(1 + sum_i exp(z_i)), the logsumexp of z and a class of logit 0. With m, e, s
-# of the z alone (letters of _numerics), and M = max(m, 0), the split of the whole is
+# N = log(1 + sum_i exp(z_i)), the logsumexp of z and a class of logit 0, for z = x over
+# the no classes, or z = -x over the yes classes. With m, e, s of the z alone (letters
+# of _numerics), and M = max(m, 0), the split of the whole is
 #     tail = s + exp(-m)           where m > 0
 #          = exp(m) (1 + s)        elsewhere, where the 1 that is kept apart is exp(0)
 #     N = M + log1p(tail)          dN/dz_i = e_i exp(m - M) / (1 + tail)
 # A rule, since autodiff would save every e_i.
 @with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _log1p_sum_exp(x, where, axes):
-    return _log1p_sum_exp_fwd(x, where, axes)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _log1p_sum_exp(x, is_yes, where, axes, of_yes):
+    return _log1p_sum_exp_fwd(x, is_yes, where, axes, of_yes)[0]
 
 
-def _log1p_sum_exp_fwd(x, where, axes):
-    z = counted_logits(x, where, None)
+def _log1p_sum_exp_fwd(x, is_yes, where, axes, of_yes):
+    z = _one_kind(x, is_yes, where, of_yes)
     m, s = max_and_tail(z, None, None, axes)
     tail = _tail_with_zero(m, s)
-    return jnp.maximum(m, 0) + jnp.log1p(tail), (x, where, m, s)
+    return jnp.maximum(m, 0) + jnp.log1p(tail), (x, is_yes, where, m, s)
 
 
-def _log1p_sum_exp_bwd(axes, residuals, g):
-    x, where, m, s = residuals
-    z, to_input = jax.vjp(lambda x: counted_logits(x, where, None), x)
+def _log1p_sum_exp_bwd(axes, of_yes, residuals, g):
+    x, is_yes, where, m, s = residuals
+    z, to_input = jax.vjp(lambda x: _one_kind(x, is_yes, where, of_yes), x)
     scale = jnp.exp(jnp.minimum(m, 0)) / (1 + _tail_with_zero(m, s))
-    return to_input(g * scale * exp_shifted(z, m, None))[0], None
+    return to_input(g * scale * exp_shifted(z, m, None))[0], None, None
 
 
 _log1p_sum_exp.defvjp(_log1p_sum_exp_fwd, _log1p_sum_exp_bwd)
+
+
+def _one_kind(x, is_yes, where, of_yes):
+    of_kind = is_yes if of_yes else ~is_yes
+    mask = of_kind if where is None else where & of_kind
+    return counted_logits(-x if of_yes else x, mask, None)
 
 
 def _tail_with_zero(m, s):

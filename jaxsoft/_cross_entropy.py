@@ -32,7 +32,7 @@ from jaxsoft._per_row import (
     row_labels,
     row_options,
 )
-from jaxsoft._row_terms import label_probabilities, row_terms
+from jaxsoft._row_terms import WeightedProbabilities, row_terms
 
 
 def cross_entropy(
@@ -176,10 +176,8 @@ def _cross_entropy(
         labels = jnp.expand_dims(labels, axes)
         targets = row_labels("cross_entropy", labels, classes, ignore_index)
         row_index = jax.tree.map(lambda v: jnp.squeeze(v, axes), targets)
-    elif class_weight is None:
-        targets = labels
     else:
-        targets = label_probabilities(labels, where, class_weight.dtype) * class_weight
+        targets = WeightedProbabilities(labels, class_weight)
     spread_weight = None
     label_smoothing = options["label_smoothing"]
     if label_smoothing is not None:

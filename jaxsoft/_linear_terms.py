@@ -29,6 +29,7 @@ from jaxsoft._numerics import (
     shifted,
     times_log,
 )
+from jaxsoft._per_row import times_loss
 from jaxsoft._row_terms import (
     label_cotangent,
     logsumexp_over_temperature,
@@ -187,7 +188,10 @@ linear_terms.defvjp(_fwd, _bwd, symbolic_zeros=True)
 
 def _materialised(cotangents):
     def zeros_if_symbolic(c: Any) -> Any:
-        return jnp.zeros(c.shape, c.dtype) if isinstance(c, SymbolicZero) else c
+        if not isinstance(c, SymbolicZero):
+            return c
+        aval: Any = c.aval
+        return jnp.zeros(aval.shape, aval.dtype)
 
     return jax.tree.map(
         zeros_if_symbolic, cotangents, is_leaf=lambda c: isinstance(c, SymbolicZero)
@@ -305,7 +309,7 @@ def _sums_of_chunk(z, chunk, mask, tokens, like):
     if like.w is not None:
         weights = _included(chunk, mask, z)
         w = jnp.sum(weights, 1, keepdims=True)
-        w_d = jnp.sum(times_log(weights, d), 1, keepdims=True)
+        w_d = jnp.sum(times_loss(weights, d), 1, keepdims=True)
     if like.top_label is not None:
         top = jnp.argmax(z, 1, keepdims=True).astype(jnp.int32)
         top_label = top + chunk.classes[:, :1]
@@ -324,7 +328,7 @@ def _merged(a, b, temperature):
         e_d = e_d + to_b * b.e_d + times_log(to_b, d_b) * (1 + b.s)
     if w is not None:
         w = a.w + b.w
-        w_d = a.w_d + times_log(a.w, d_a) + b.w_d + times_log(b.w, d_b)
+        w_d = a.w_d + times_loss(a.w, d_a) + b.w_d + times_loss(b.w, d_b)
     if top_label is not None:
         top_label = jnp.where(b.m > a.m, b.top_label, top_label)
     frozen = a.frozen

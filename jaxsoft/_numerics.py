@@ -44,7 +44,8 @@ def counted_logits(
     """
     z = x.astype(accumulation_dtype(x.dtype))
     if softcap is not None:
-        z = capped(z, softcap)
+        # A masked NaN must not meet the derivative of the cap.
+        z = capped(z if where is None else jnp.where(where, z, 0), softcap)
     if temperature is not None:
         z = jnp.where(temperature < 0, -z, z)
     return z if where is None else jnp.where(where, z, -jnp.inf)

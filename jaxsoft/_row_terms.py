@@ -15,6 +15,7 @@ NaN out of ignored rows, and puts it into rows whose label is no class.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,14 @@ from jaxsoft._numerics import (
     sum_over_others,
     times_log,
 )
-from jaxsoft._per_row import RowLabels, RowTerms
+from jaxsoft._per_row import RowLabels, RowTerms, times_loss
+
+
+class WeightedProbabilities(NamedTuple):
+    """Label probabilities, and class weights that broadcast to them."""
+
+    q: jax.Array
+    class_weight: jax.Array | None
 
 
 # With cotangents g, h, k of nll, logsumexp and spread, Q = sum_c q_c, W = sum_c w_c and
@@ -48,8 +56,8 @@ def row_terms(
 ):
     """RowTerms over axes, which are kept with size 1.
 
-    targets: RowLabels, or label probabilities of the shape of x. spread_weight: None,
-    or class weights that broadcast to x. temperature: None or one per row.
+    targets: RowLabels, or WeightedProbabilities. spread_weight: None, or class weights
+    that broadcast to x. temperature: None or one per row.
     """
     return _plain(
         x, targets, spread_weight, where, temperature, softcap, axes, with_logsumexp
@@ -66,8 +74,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
         nll = jnp.sum(jnp.where(hit, nll_of_class, 0), axes, keepdims=True)
         nll = jnp.where(targets.valid, nll, jnp.nan)
     else:
-        q = label_probabilities(targets, mask, z.dtype)
-        nll = _expectation(q, nll_of_class, axes)
+        nll = _expectation(_coefficients(targets, mask, z), nll_of_class, axes)
     lse = spread = None
     if with_lse:
         lse = logsumexp_over_temperature(m, s, temperature)
@@ -106,9 +113,10 @@ def _bwd(axes, with_lse, residuals, cotangents):
         q_g = jnp.where(hit, g, 0)
         dtargets = None
     else:
-        q_g = g * label_probabilities(targets, mask, z.dtype)
+        q, to_targets = jax.vjp(lambda v: _coefficients(v, mask, z), targets)
+        q_g = g * q
         dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * (s + (1 - e))
-        dtargets = times_nll(g, nll_of_class).astype(targets.dtype)
+        dtargets = to_targets(times_nll(g, nll_of_class))[0]
     dspread_weight = None
     if spread_weight is not None:
         w = _included(spread_weight, mask, z)
@@ -170,10 +178,13 @@ def _is_label(labels, shape, axes):
     return class_index == labels.class_index
 
 
-def label_probabilities(q, mask, dtype):
-    """Label probabilities without the NaN that a masked class may hold."""
-    q = q.astype(dtype)
-    return q if mask is None else jnp.where(mask | (q > 0), q, 0)
+def _coefficients(targets, mask, z):
+    """q_c w_c, without the NaN that the probability of a masked class may be."""
+    q = targets.q.astype(z.dtype)
+    q = q if mask is None else jnp.where(mask | (q > 0), q, 0)
+    if targets.class_weight is None:
+        return q
+    return q * targets.class_weight.astype(z.dtype)
 
 
 def _included(spread_weight, mask, z):
@@ -183,13 +194,12 @@ def _included(spread_weight, mask, z):
 
 def _expectation(q, nll_of_class, axes):
     """sum_c q_c (-log p_c) with 0 (-log 0) = 0."""
-    terms = q * jnp.where(q == 0, 0, nll_of_class)
-    return jnp.sum(terms, axes, keepdims=True)
+    return jnp.sum(times_loss(q, nll_of_class), axes, keepdims=True)
 
 
 def times_nll(g, nll_of_class):
-    """g (-log p_c), with the largest finite number for -log 0: no 0 times infinity."""
-    return g * jnp.minimum(nll_of_class, jnp.finfo(nll_of_class.dtype).max)
+    """g (-log p_c), and 0 where that is infinite, as in `times_loss`."""
+    return g * jnp.where(jnp.isinf(nll_of_class), 0, nll_of_class)
 
 
 def logsumexp_over_temperature(m, s, temperature):
