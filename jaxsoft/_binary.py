@@ -134,7 +134,9 @@ def _binary_jit(
         yes = times_loss(jnp.broadcast_to(pos_weight, z.shape), yes)
     options = row_options(None, z.shape, sample_weight=sample_weight)
     terms = RowTerms(times_loss(y, yes) + times_loss(1 - y, log1p_exp(z)), None, None)
-    return reduced_loss(*combined_terms(terms, None, 1, options), reduction)
+    return reduced_loss(
+        *combined_terms(terms, None, jnp.ones((), jnp.int32), options), reduction
+    )
 
 
 def multilabel_cross_entropy(

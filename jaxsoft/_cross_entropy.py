@@ -195,7 +195,7 @@ def _cross_entropy(
         options["z_loss"] is not None,
     )
     terms = jax.tree.map(lambda term: jnp.squeeze(term, axes), terms)
-    included = included_classes(where, logits.shape, axes).astype(terms.nll.dtype)
+    included = included_classes(where, logits.shape, axes)
     options = row_options(row_index, terms.nll.shape, **options)
     return reduced_loss(*combined_terms(terms, row_index, included, options), reduction)
 

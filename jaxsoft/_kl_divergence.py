@@ -134,7 +134,9 @@ def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reducti
     kl = jnp.squeeze(_kl_divergence(x, y, where, temperature, axes), axes)
     terms = RowTerms(kl, None, None)
     options = row_options(None, kl.shape, sample_weight=sample_weight)
-    return reduced_loss(*combined_terms(terms, None, 1, options), reduction)
+    return reduced_loss(
+        *combined_terms(terms, None, jnp.ones((), jnp.int32), options), reduction
+    )
 
 
 # With d, e, s of x and b, f, r the same of y (letters of _numerics; b for the shifted

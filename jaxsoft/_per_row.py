@@ -101,7 +101,7 @@ def row_options(
 def combined_terms(
     terms: RowTerms,
     labels: RowLabels | None,
-    included_classes: Array | int,
+    included_classes: Array,
     options: RowOptions,
 ) -> tuple[Array, Array]:
     """The loss of every row, and its weight in a mean.
@@ -114,7 +114,7 @@ def combined_terms(
         loss = times_loss(options.label_weight, loss)
     if options.label_smoothing is not None and terms.spread is not None:
         eps = options.label_smoothing
-        share = eps / jnp.maximum(included_classes, 1)
+        share = eps / jnp.maximum(included_classes, 1).astype(eps.dtype)
         loss = times_loss(1 - eps, loss) + times_loss(share, terms.spread)
     if options.z_loss is not None and terms.logsumexp is not None:
         infinite = jnp.isinf(terms.logsumexp)
