@@ -1,0 +1,110 @@
+"""kl_divergence beyond the laws: small divergences, infinities, its relatives."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+
+import jaxsoft
+
+ROUNDINGS = 64 * np.finfo(np.float32).eps
+
+
+@pytest.fixture
+def pair(rng):
+    return [jnp.asarray(3 * rng.normal(size=(4, 5)), jnp.float32) for _ in range(2)]
+
+
+def test_nearly_equal_distributions_keep_their_digits(rng, record_property):
+    """The divergence is of second order in the difference: at a difference of 1e-4 the
+    difference of the logarithms has lost all digits of it."""
+    x = rng.normal(size=(8, 5)).astype(np.float32)
+    step = rng.normal(size=(8, 5)) * np.logspace(-4, 0, 8)[:, None]
+    y = (x + step).astype(np.float32)
+    value_and_gradients = jax.vmap(jax.value_and_grad(jaxsoft.kl_divergence, (0, 1)))
+    value, (in_x, in_y) = jax.jit(value_and_gradients)(x, y)
+    expected = oracle.rounded(oracle.kl_divergence(x, y))
+    errors = np.abs(np.asarray(value, np.float64) / expected - 1)
+    record_property("kl_divergence", f"worst relative error {errors.max():.1e}")
+    np.testing.assert_allclose(value, expected, rtol=ROUNDINGS)
+    assert expected.min() < 1e-7
+    for position, gradient in enumerate((in_x, in_y)):
+        wanted = oracle.pullback(oracle.kl_divergence, [x, y], np.ones(8))[position]
+        wanted = oracle.rounded(wanted)
+        # Entries of a row sum to 0: each is as good as the row's largest.
+        scale = np.max(np.abs(wanted), axis=-1, keepdims=True)
+        np.testing.assert_allclose(gradient / scale, wanted / scale, atol=ROUNDINGS)
+
+
+def test_equal_logits_have_exactly_none(pair):
+    x, _ = pair
+    for shift in (0.0, 1000.0, -1000.0):
+        value, pull = jax.vjp(jaxsoft.kl_divergence, x + shift, x + shift)
+        np.testing.assert_array_equal(value, 0)
+        for gradient in pull(jnp.ones(4)):
+            np.testing.assert_array_equal(gradient, 0)
+
+
+def test_it_is_never_negative(rng):
+    x = jnp.asarray(rng.normal(size=(500, 3)), jnp.float32)
+    y = x + jnp.asarray(1e-3 * rng.normal(size=(500, 3)), jnp.float32)
+    assert np.all(jaxsoft.kl_divergence(x, y) >= 0)
+
+
+def test_it_is_cross_entropy_minus_entropy(pair):
+    x, y = pair
+    expected = jaxsoft.cross_entropy(y, jaxsoft.softmax(x)) - jaxsoft.entropy(x)
+    chex.assert_trees_all_close(
+        jaxsoft.kl_divergence(x, y), expected, rtol=ROUNDINGS, atol=ROUNDINGS
+    )
+
+
+def test_against_optax(pair):
+    x, y = pair
+    theirs = optax.kl_divergence(jax.nn.log_softmax(y), jax.nn.softmax(x))
+    chex.assert_trees_all_close(jaxsoft.kl_divergence(x, y), theirs, rtol=ROUNDINGS)
+
+
+def test_infinite_logits():
+    inf = jnp.inf
+    x = jnp.array([[1.0, -inf, 2.0], [1.0, 1.0, 2.0], [1.0, -inf, 2.0], [-inf] * 3])
+    y = jnp.array([[1.0, 5.0, 2.0], [1.0, -inf, 2.0], [1.0, -inf, 2.0], [1.0] * 3])
+    value, pull = jax.vjp(jaxsoft.kl_divergence, x, y)
+    in_x, in_y = pull(jnp.ones(4))
+    chex.assert_tree_all_finite((in_x, in_y))
+    assert np.isposinf(value[1])
+    np.testing.assert_array_equal(value[2:], 0)
+    np.testing.assert_array_equal(in_x[jnp.array([1, 3])], 0)
+    # A class that the target excludes adds 0 log 0 = 0.
+    p, q = (
+        np.exp([1, 2]) / np.exp([1, 2]).sum(),
+        np.exp([1, 2]) / np.exp([1, 5, 2]).sum(),
+    )
+    np.testing.assert_allclose(value[0], np.sum(p * np.log(p / q)), rtol=ROUNDINGS)
+
+
+def test_axes_weights_and_reductions(pair, rng):
+    x, y = pair
+    v = jnp.asarray(rng.uniform(0.5, 2, 4), jnp.float32)
+    rows = jaxsoft.kl_divergence(x, y)
+    along_0 = jaxsoft.kl_divergence(x.T, y.T, axis=0)
+    chex.assert_trees_all_close(along_0, rows, rtol=ROUNDINGS)
+    weighted = jaxsoft.kl_divergence(x, y, sample_weight=v)
+    chex.assert_trees_all_close(weighted, v * rows, rtol=ROUNDINGS)
+    for reduction, divisor in (("sum", 1.0), ("mean", jnp.sum(v))):
+        total = jaxsoft.kl_divergence(x, y, sample_weight=v, reduction=reduction)
+        expected = jnp.sum(v * rows) / divisor
+        chex.assert_trees_all_close(total, expected, rtol=ROUNDINGS)
+
+
+def test_logits_of_two_dtypes(pair):
+    """A teacher in half precision and a student in float32."""
+    x, y = pair
+    half = x.astype(jnp.bfloat16)
+    value, pull = jax.vjp(jaxsoft.kl_divergence, half, y)
+    expected = jaxsoft.kl_divergence(half.astype(jnp.float32), y)
+    np.testing.assert_array_equal(value, expected)
+    assert [g.dtype for g in pull(jnp.ones(4))] == [jnp.bfloat16, jnp.float32]
