@@ -88,8 +88,8 @@ class Law:
     by_row: bool = True  # a row's result depends on that row alone
     float32_result: bool = False  # for half-precision logits
     # Differentiation changes no bit of the value. Not where a division by a temperature
-    # or a product with a weight meets a sum: XLA rounds the two together or apart, as it
-    # fuses them into the program at hand.
+    # or a product with a weight meets a sum: XLA rounds the two together or apart, as
+    # it fuses them into the program at hand.
     same_bits: bool = True
 
     @property
