@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._numerics import Axes, accumulation_dtype
+from jaxsoft._saturation import converted
 
 Axis = int | tuple[int, ...] | None
 
@@ -98,7 +99,7 @@ def as_temperature(
     return fitted(
         function,
         "temperature",
-        array.astype(accumulation_dtype(x.dtype)),
+        converted(array, accumulation_dtype(x.dtype)),
         kept_shape(x.shape, axes),
         "the reduced result with the reduced axes kept, shape",
     )

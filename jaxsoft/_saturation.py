@@ -48,3 +48,13 @@ def saturated(tangent: Array, dtype: DTypeLike) -> Array:
     # To solve 1 t = tangent is JAX's only linear operation that takes its transpose
     # from the caller, and that jit, vmap and both modes know. XLA sees one clamp.
     return jax.lax.custom_linear_solve(lambda t: t, tangent, limited, limited)
+
+
+def widened(cotangent: Array, dtype: DTypeLike) -> Array:
+    """The cotangent of a result that left in its dtype, in the wider dtype of a rule.
+
+    The transpose takes a tangent the other way, and stops at the largest finite number.
+    """
+    if cotangent.dtype == dtype:
+        return cotangent
+    return saturated(cotangent.astype(dtype), cotangent.dtype)

@@ -34,7 +34,7 @@ from jaxsoft._numerics import (
     probabilities,
     shifted,
 )
-from jaxsoft._saturation import converted, saturated
+from jaxsoft._saturation import converted
 
 
 def softargmax(
@@ -100,9 +100,6 @@ def softargmax(
     as_flag(name, "keepdims", keepdims)
     axes = as_axes(name, axis, x.ndim)
     where = as_mask(name, "where", where, x.shape)
-    if not isinstance(temperature, int | float):
-        temperature = as_real(name, "temperature", temperature)
-        temperature = converted(temperature, accumulation_dtype(x.dtype))
     tau = as_temperature(name, temperature, x, axes)
     if positions is not None:
         positions = _as_positions(name, positions, x, axes)
@@ -156,8 +153,7 @@ def _softargmax_bwd(axes, residuals, g):
     if positions is not None:
         shared = [i for i, n in enumerate(positions.shape) if n != p.shape[i]]
         dpositions = jnp.sum(p * g, shared, keepdims=True)
-    dx = to_input(saturated(dz, x.dtype) if x.dtype != z.dtype else dz)[0]
-    return dx, dpositions, None, dtemperature
+    return to_input(dz)[0], dpositions, None, dtemperature
 
 
 _softargmax.defvjp(_softargmax_fwd, _softargmax_bwd)

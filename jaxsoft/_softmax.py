@@ -34,6 +34,7 @@ from jaxsoft._numerics import (
     sum_over_others,
     times_log,
 )
+from jaxsoft._saturation import widened
 
 
 def softmax(
@@ -132,7 +133,7 @@ def _softmax_bwd(axes, residuals, g):
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
     m, s = split
     p = probabilities(z, m, s, temperature)
-    dz = _softmax_pullback(p, g.astype(p.dtype), axes)
+    dz = _softmax_pullback(p, widened(g, p.dtype), axes)
     if temperature is None:
         return to_input(dz)[0], None, None
     dz = dz * inverse_temperature(temperature)
@@ -237,7 +238,7 @@ def _log_softmax_fwd(x, where, temperature, axes):
 def _log_softmax_bwd(axes, residuals, g):
     x, where, temperature, m, s = residuals
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
-    g = jnp.where(jnp.isneginf(m), 0, g.astype(z.dtype))
+    g = jnp.where(jnp.isneginf(m), 0, widened(g, z.dtype))
     g = g if where is None else jnp.where(where, g, 0)
     e = exp_shifted(z, m, temperature)
     dz = (g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)) / (1 + s)

@@ -187,7 +187,10 @@ def test_shift_invariance(rng):
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 def test_half_precision_is_float32_rounded_once(law: Law):
-    """Value and gradient are those of the same numbers in float32, to the bit."""
+    """Value and gradient are those of the same numbers in float32, rounded once.
+
+    XLA may fuse the two programs differently, which is worth a few bits of float32.
+    """
     arguments = law.draw(7, 4, 5)
     drawn_cotangent = jnp.asarray(cotangent_for(law, arguments, 7))
 
@@ -207,9 +210,22 @@ def test_half_precision_is_float32_rounded_once(law: Law):
         value, gradients = both(half, cotangent)
         wide, wide_gradients = both(full, cotangent.astype(jnp.float32))
         assert value.dtype == law.result_dtype(dtype)
-        np.testing.assert_array_equal(value, wide.astype(value.dtype))
+        assert_rounded_once(value, wide)
         for gradient, expected in zip(gradients, wide_gradients):
-            np.testing.assert_array_equal(gradient, expected.astype(gradient.dtype))
+            assert_rounded_once(gradient, expected)
+
+
+def assert_rounded_once(actual, wide):
+    """actual is a float32 number within 16 ulp of wide, rounded: as rounding keeps the
+    order, it lies between the rounded ends of that interval."""
+    wide = np.asarray(wide)
+    slack = 16 * np.spacing(np.where(np.isinf(wide), 0, np.abs(wide)))
+    low, high = (
+        jnp.asarray(v).astype(actual.dtype).astype(jnp.float32)
+        for v in (wide - slack, wide + slack)
+    )
+    actual = actual.astype(jnp.float32)
+    assert np.all((actual >= low) & (actual <= high)), (actual, wide)
 
 
 def test_more_classes_than_float16_can_count():

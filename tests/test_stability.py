@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from laws import LAWS, Law
 
+import jaxsoft
+
 LOGITS = (0.0, 1e-3, -1e-3, 1.0, -1.0, 1e3, -1e3, 1e8, -1e8, np.inf, -np.inf)
 TEMPERATURES = (0.0, 1e-38, 1e-6, 1e-3, 1.0, 1e3, -1e-38, -1e-3, -1.0)
 CLASSES = 3
@@ -117,3 +119,23 @@ def test_no_nan_on_the_grid(law: Law, dtype: str, record_property):
     counted = sum(np.size(numbers) for numbers in results.values())
     print(f"{law.name} {dtype}: {len(given[0])} rows, {counted} numbers")
     record_property("grid", f"{len(given[0])} rows, {counted} numbers without NaN")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "first_entry",
+    [
+        lambda x: jaxsoft.softmax(x, temperature=1e-6)[0],
+        lambda x: jaxsoft.log_softmax(x, temperature=1e-6)[0],
+        lambda x: jaxsoft.cross_entropy(x, 0, temperature=1e-6),
+        lambda x: jaxsoft.kl_divergence(x[::-1], x, temperature=1e-6),
+        lambda x: jaxsoft.softargmax(x, temperature=1e-6),
+        lambda x: jaxsoft.boltzmann_max(x, temperature=1e-6),
+    ],
+)
+def test_derivatives_saturate_in_half_precision(first_entry, dtype):
+    """At a tie they are as large as 1/(4 temperature), which float16 does not hold."""
+    x = jnp.ones(2, dtype)
+    gradient = jax.grad(first_entry)(x)
+    _, tangent = jax.jvp(first_entry, (x,), (jnp.array([1, 0], dtype),))
+    chex.assert_tree_all_finite((gradient, tangent))
