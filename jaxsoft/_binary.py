@@ -22,12 +22,12 @@ from jaxsoft._checks import (
     fitted,
 )
 from jaxsoft._logsumexp import logsumexp
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
     exp_shifted,
     log1p_exp,
-    max_and_tail,
 )
 from jaxsoft._per_row import (
     RowTerms,

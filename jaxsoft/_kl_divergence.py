@@ -25,11 +25,11 @@ from jaxsoft._checks import (
     as_temperature,
     reduced_shape,
 )
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
     inverse_temperature,
-    max_and_tail,
     per_row,
     probabilities,
     rounding_of_shifted,

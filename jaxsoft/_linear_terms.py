@@ -20,12 +20,12 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
     exp_shifted,
     inverse_temperature,
-    max_and_tail,
     shifted,
     times_log,
 )

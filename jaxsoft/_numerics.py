@@ -15,8 +15,6 @@ its derivatives are too, to all orders. The rules below say no more than that, a
 the derivative is at the points where a division by tau or an infinity would make NaN.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -49,7 +47,8 @@ def counted_logits(
         # A masked NaN must not meet the derivative of the cap.
         z = capped(z if where is None else jnp.where(where, z, 0), softcap)
     if temperature is not None:
-        z = jnp.where(temperature < 0, -z, z)
+        # A product, and no choice, which XLA's CPU sums would not take in.
+        z = z * jnp.where(temperature < 0, -1, 1).astype(z.dtype)
     return z if where is None else jnp.where(where, z, -jnp.inf)
 
 
@@ -116,20 +115,24 @@ def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
     multiplication puts both back: exp(d + rounding) = exp(d) (1 + rounding).
     """
     d = shifted(z, m, temperature)
-    rounding = rounding_of_shifted(z, m, d, temperature)
-    # Of size 1 and more only where e is 0.
+    rounding = _rounding_of_shifted(z, m, d, temperature)
+    # Of size 1 and more, or NaN at infinities, only where e is 0 or 1.
     return jnp.exp(d) * (1 + jnp.where(jnp.abs(rounding) < 1, rounding, 0))
 
 
 def rounding_of_shifted(z: Array, m: Array, d: Array, temperature: Array | None):
     """What d lacks of (z - m)/|tau|, which is a float itself; 0 at infinities."""
+    rounding = _rounding_of_shifted(z, m, d, temperature)
+    return jnp.where(jnp.isfinite(rounding), rounding, 0)
+
+
+def _rounding_of_shifted(z, m, d, temperature):
     gap = z - m
     back = gap - z
     rounding = (z - (gap - back)) - (m + back)  # Knuth's TwoSum
     if temperature is not None:
         rounding = rounding + _remainder(gap, d, jnp.abs(temperature))
         rounding = rounding * inverse_temperature(temperature)
-    rounding = jnp.where(jnp.isfinite(rounding), rounding, 0)
     return jax.lax.stop_gradient(rounding)
 
 
@@ -149,39 +152,6 @@ def _exp_shifted_jvp(primals, tangents):
     e = exp_shifted(*primals)
     _, d_dot = jax.jvp(shifted, primals, tangents)
     return e, jnp.where(e == 0, 0, e * d_dot)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def max_and_tail(
-    z: Array, weights: Array | None, temperature: Array | None, axes: Axes
-) -> tuple[Array, Array]:
-    """(m, s) over axes, which are kept with size 1. Nothing that counts: (-inf, 0).
-
-    With weights b (those of `logsumexp`), s = sum_i b_i e_i - 1, and m is the maximum
-    where b is not 0.
-    """
-    of_weight = z if weights is None else jnp.where(weights == 0, -jnp.inf, z)
-    m = jnp.max(of_weight, axes, keepdims=True, initial=-jnp.inf)
-    top = z == m
-    e = jnp.where(top, 0, weighted_exp(z, m, weights, temperature))
-    terms_of_maximum = jnp.where(top, 1 if weights is None else weights, 0)
-    s = jnp.sum(e, axes, keepdims=True) + (
-        jnp.sum(terms_of_maximum, axes, keepdims=True, dtype=z.dtype) - 1
-    )
-    return m, jnp.where(jnp.isneginf(m), 0, s)
-
-
-@max_and_tail.defjvp
-def _max_and_tail_jvp(axes, primals, tangents):
-    # m' = 0 (m is held fixed) and s' = sum_i (b_i e_i)', now with the maximum's term.
-    m, s = max_and_tail(*primals, axes)
-
-    def total(z, weights, temperature):
-        terms = weighted_exp(z, m, weights, temperature)
-        return jnp.sum(terms, axes, keepdims=True)
-
-    _, s_dot = jax.jvp(total, primals, tangents)
-    return (m, s), (jnp.zeros_like(m), s_dot)
 
 
 def weighted_exp(
@@ -206,11 +176,31 @@ def times_log(p: Array, d: Array) -> Array:
 
 def sum_over_others(q: Array, z: Array, m: Array, s: Array, axes: Axes) -> Array:
     """For each class, the sum of q over all the other classes."""
-    top = z == m
-    others = jnp.sum(jnp.where(top, 0, q), axes, keepdims=True)
-    total = others + jnp.sum(jnp.where(top, q, 0), axes, keepdims=True)
+    others = jnp.sum(q * below_maximum(z, m), axes, keepdims=True)
+    others, total = apart(others, m), apart(jnp.sum(q, axes, keepdims=True), m)
     # A class alone at the top, with more than half of p: summed, not subtracted.
-    return jnp.where(top & (s < 1), others, total - q)
+    return jnp.where((z == m) & (s < 1), others, total - q)
+
+
+def apart(numbers: Array, witness: Array) -> Array:
+    """The same numbers, except for NaN where the witness is NaN already.
+
+    A choice, for the sake of XLA's CPU backend: a sum's kernel grows into arithmetic
+    before and after it, as far as the next comparison, and has what it cannot take in,
+    and what it broadcasts, written to memory as whole arrays. Here it ends.
+    """
+    return jnp.where(jnp.isnan(witness), jnp.nan, numbers)
+
+
+def below_maximum(z: Array, m: Array) -> Array:
+    """1 below the maximum and 0 at it, without a comparison: XLA's sums on a CPU take
+    in arithmetic alone. +inf counts as the largest finite number."""
+    return jnp.sign(bounded_maximum(m) - jnp.minimum(z, jnp.finfo(z.dtype).max))
+
+
+def bounded_maximum(m: Array) -> Array:
+    """A maximum that may be subtracted: 0 in place of -inf, the largest for +inf."""
+    return jnp.where(jnp.isneginf(m), 0, jnp.minimum(m, jnp.finfo(m.dtype).max))
 
 
 @jax.custom_jvp

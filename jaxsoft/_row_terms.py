@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
     inverse_temperature,
     is_hard,
-    max_and_tail,
     shifted,
     sum_over_others,
     times_log,
@@ -70,8 +70,9 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     m, s = max_and_tail(z, None, temperature, axes)
     nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
     if isinstance(targets, RowLabels):
-        hit = _is_label(targets, x.shape, axes)
-        nll = jnp.sum(jnp.where(hit, nll_of_class, 0), axes, keepdims=True)
+        of_label = _label_logit(x, targets, mask, temperature, softcap, axes)
+        nll = jnp.log1p(s) - shifted(of_label, m, temperature)
+        nll = jnp.where(targets.counted, nll, 0)
         nll = jnp.where(targets.valid, nll, jnp.nan)
     else:
         nll = _expectation(_coefficients(targets, mask, z), nll_of_class, axes)
@@ -165,6 +166,35 @@ def _mask(where, targets):
     if not isinstance(targets, RowLabels):
         return where
     return targets.counted if where is None else where & targets.counted
+
+
+def _label_logit(x, labels, where, temperature, softcap, axes):
+    """z of the label; of an invalid one, something finite.
+
+    An accelerator compares every class with the label on its way through the row, which
+    costs it nothing; a CPU takes one number from the row.
+    """
+
+    def compared(x, labels, where, temperature, softcap):
+        z = counted_logits(x, where, temperature, softcap)
+        hit = _is_label(labels, x.shape, axes)
+        return jnp.sum(jnp.where(hit, z, 0), axes, keepdims=True)
+
+    def taken(x, labels, where, temperature, softcap):
+        (axis,) = axes
+        index = jnp.maximum(labels.class_index, 0)
+
+        def of_label(v):
+            if v is None or v.shape[axis] == 1:
+                return v
+            return jnp.take_along_axis(v, index, axis, mode="promise_in_bounds")
+
+        return counted_logits(of_label(x), of_label(where), temperature, softcap)
+
+    given = x, labels, where, temperature, softcap
+    if len(axes) > 1 or x.size == 0:
+        return compared(*given)
+    return jax.lax.platform_dependent(*given, cpu=taken, default=compared)
 
 
 def _is_label(labels, shape, axes):

@@ -25,10 +25,10 @@ from jaxsoft._checks import (
     as_temperature,
 )
 from jaxsoft._logsumexp import logsumexp
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
-    max_and_tail,
     per_row,
     probabilities,
     shifted,

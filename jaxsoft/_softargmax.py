@@ -24,12 +24,12 @@ from jaxsoft._checks import (
     as_temperature,
     fitted,
 )
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
     exp_shifted,
     inverse_temperature,
-    max_and_tail,
     per_row,
     probabilities,
     shifted,

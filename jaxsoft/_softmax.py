@@ -22,12 +22,13 @@ from jaxsoft._checks import (
     as_temperature,
     reject_temperature,
 )
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
+    apart,
     counted_logits,
     exp_shifted,
     inverse_temperature,
-    max_and_tail,
     per_row,
     probabilities,
     shifted,
@@ -143,9 +144,13 @@ def _softmax_bwd(axes, residuals, g):
 
 
 def _softmax_pullback(p, g, axes):
-    c = jnp.sum(jnp.where(p > 0.5, g, 0), axes, keepdims=True)
-    h = g - c
-    return p * (h - jnp.sum(p * h, axes, keepdims=True))
+    p = apart(p, p)
+    first = functools.reduce(
+        lambda p, a: jax.lax.slice_in_dim(p, 0, 1, axis=a), axes, p
+    )
+    c = jnp.sum(jnp.round(p) * g, axes, keepdims=True)  # 1 where p > 1/2, else 0
+    h = g - apart(c, first)
+    return p * (h - apart(jnp.sum(p * h, axes, keepdims=True), first))
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
