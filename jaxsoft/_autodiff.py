@@ -17,7 +17,6 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 P = ParamSpec("P")
@@ -116,19 +115,22 @@ def _transposed_rule(f: Any, static_positions: tuple[int, ...], *rule_args: Any)
         args = list(jax.tree.unflatten(tree, every_leaf))
         for position, value in zip(static_positions, static, strict=True):
             args.insert(position, value)
-        return f(*args)
+        out = f(*args)
+        return [leaf for leaf in jax.tree.leaves(out) if _is_inexact(leaf)], out
 
-    out, pullback = jax.vjp(of_moving, *(leaves[i] for i in moving))
+    smooth_leaves, pullback, out = jax.vjp(
+        of_moving, *(leaves[i] for i in moving), has_aux=True
+    )
     out_leaves, out_tree = jax.tree.flatten(out)
     smooth = [i for i, leaf in enumerate(out_leaves) if _is_inexact(leaf)]
     if not moving or not smooth:
         return out, jax.tree.map(_zero_tangent, out)
+    for i, leaf in zip(smooth, smooth_leaves, strict=True):
+        out_leaves[i] = leaf
+    out = jax.tree.unflatten(out_tree, out_leaves)
 
     def pull(*cotangents: Any) -> Any:
-        every_cotangent = [_zero_tangent(leaf) for leaf in out_leaves]
-        for i, cotangent in zip(smooth, cotangents, strict=True):
-            every_cotangent[i] = cotangent
-        return pullback(jax.tree.unflatten(out_tree, every_cotangent))
+        return pullback(list(cotangents))
 
     # Without the checkpoint, reverse mode would save what the transposition computes,
     # the probabilities for instance, in place of the rule's residuals.
@@ -155,4 +157,5 @@ def _is_tangent(leaf: Any) -> bool:
 def _zero_tangent(leaf: Any) -> Any:
     if _is_inexact(leaf):
         return jnp.zeros_like(leaf)
-    return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+    # float0, and of the type that the leaf has inside `jax.shard_map`.
+    return SymbolicZero(jax.typeof(leaf).to_tangent_aval())

@@ -3,7 +3,9 @@
 Nothing here computes. A message reads `function: what must hold; got what was passed`.
 """
 
+import math
 import operator
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -11,10 +13,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._numerics import Axes, accumulation_dtype
+from jaxsoft._numerics import Axes, accumulation_dtype, class_count
 from jaxsoft._saturation import converted
 
 Axis = int | tuple[int, ...] | None
+AxisName = Hashable | tuple[Hashable, ...] | None
 
 
 def as_array(function: str, name: str, value: ArrayLike) -> Array:
@@ -48,10 +51,11 @@ def as_real(function: str, name: str, value: ArrayLike) -> Array:
     return array
 
 
-def as_axes(function: str, axis: Axis, ndim: int) -> Axes:
-    """The axes as non-negative ints, in the order given."""
+def as_axes(function: str, axis: Axis, ndim: int, axis_name: AxisName = None) -> Axes:
+    """The axes as non-negative ints, in the order given, and the mesh axes."""
+    names = _as_mesh_names(function, axis_name)
     if axis is None:
-        return tuple(range(ndim))
+        return Axes(range(ndim), names)
     given = axis if isinstance(axis, tuple | list) else (axis,)
     if any(isinstance(a, bool) or not hasattr(a, "__index__") for a in given):
         raise TypeError(
@@ -66,7 +70,22 @@ def as_axes(function: str, axis: Axis, ndim: int) -> Axes:
     axes = tuple(a % ndim for a in axes)
     if len(set(axes)) != len(axes):
         raise ValueError(f"{function}: axis must not repeat a dimension; got {axis!r}")
-    return axes
+    return Axes(axes, names)
+
+
+def _as_mesh_names(function: str, axis_name: AxisName) -> tuple[Hashable, ...]:
+    if axis_name is None:
+        return ()
+    names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+    for name in names:
+        try:
+            jax.lax.axis_size(name)
+        except (NameError, KeyError, TypeError):
+            raise ValueError(
+                f"{function}: axis_name must name mesh axes of an enclosing "
+                f"jax.shard_map; got {axis_name!r}"
+            ) from None
+    return tuple(names)
 
 
 def as_flag(function: str, name: str, value: Any) -> bool:
@@ -128,7 +147,12 @@ def fitted(
     return jax.lax.expand_dims(array, range(len(shape) - array.ndim))
 
 
-def reject_temperature(function: str, temperature: ArrayLike, x: Array) -> None:
+def reject_options(
+    function: str, x: Array, temperature: ArrayLike, axis_name: AxisName
+) -> None:
+    """The options that complex input does not have."""
+    if axis_name is not None:
+        raise TypeError(f"{function}: axis_name needs real input; got {x.dtype}")
     if not (isinstance(temperature, int | float) and temperature == 1):
         raise TypeError(
             f"{function}: temperature needs real input; got {x.dtype} with "
@@ -236,12 +260,17 @@ def as_label_smoothing(
 
 
 def as_class_weight(
-    function: str, class_weight: ArrayLike | None, classes: int, dtype: Any
+    function: str,
+    class_weight: ArrayLike | None,
+    shape: tuple[int, ...],
+    axes: Axes,
+    dtype: Any,
 ) -> Array | None:
     if class_weight is None:
         return None
     array = as_real(function, "class_weight", class_weight)
-    if array.shape != (classes,):
+    classes = math.prod(shape[a] for a in axes)
+    if array.shape not in {(classes,), (class_count(shape, axes),)}:
         raise ValueError(
             f"{function}: class_weight must have one entry per class, shape "
             f"({classes},); got {array.shape}"

@@ -1,7 +1,6 @@
 """cross_entropy: the softmax loss of given logits."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxsoft._checks import (
     Axis,
+    AxisName,
     as_axes,
     as_class_weight,
     as_ignore_index,
@@ -24,10 +24,17 @@ from jaxsoft._checks import (
     as_temperature,
     reduced_shape,
 )
-from jaxsoft._numerics import Axes, accumulation_dtype, per_row
+from jaxsoft._numerics import (
+    Axes,
+    accumulation_dtype,
+    class_count,
+    per_row,
+    vary_alike,
+)
 from jaxsoft._per_row import (
     combined_terms,
     included_classes,
+    local_weight,
     reduced_loss,
     row_labels,
     row_options,
@@ -49,6 +56,7 @@ def cross_entropy(
     softcap: ArrayLike | None = None,
     z_loss: ArrayLike = 0.0,
     reduction: str = "none",
+    axis_name: AxisName = None,
 ) -> Array:
     """Cross-entropy between labels and the softmax of logits, in nats.
 
@@ -133,12 +141,11 @@ def cross_entropy(
     name = "cross_entropy"
     logits = as_real(name, "logits", logits)
     dtype = accumulation_dtype(logits.dtype)
-    axes = as_axes(name, axis, logits.ndim)
+    axes = as_axes(name, axis, logits.ndim, axis_name)
     labels, are_indices = as_labels(name, labels, logits, axes)
-    classes = math.prod(logits.shape[a] for a in axes)
     rows = reduced_shape(logits.shape, axes)
     options = {
-        "class_weight": as_class_weight(name, class_weight, classes, dtype),
+        "class_weight": as_class_weight(name, class_weight, logits.shape, axes, dtype),
         "sample_weight": as_sample_weight(name, sample_weight, rows, dtype),
         "label_smoothing": as_label_smoothing(name, label_smoothing, dtype),
         "z_loss": as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
@@ -169,10 +176,12 @@ def _cross_entropy(
     ignore_index,
     reduction,
 ):
-    class_weight = _along_axes(options["class_weight"], logits.shape, axes)
+    class_weight = local_weight(options["class_weight"], logits.shape, axes)
+    options["class_weight"] = class_weight
+    class_weight = _along_axes(class_weight, logits.shape, axes)
     row_index = None
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        classes = math.prod(logits.shape[a] for a in axes)
+        classes = class_count(logits.shape, axes)
         labels = jnp.expand_dims(labels, axes)
         targets = row_labels("cross_entropy", labels, classes, ignore_index)
         row_index = jax.tree.map(lambda v: jnp.squeeze(v, axes), targets)
@@ -184,19 +193,28 @@ def _cross_entropy(
         spread_weight = class_weight
         if class_weight is None:
             spread_weight = jnp.ones((1,) * logits.ndim, label_smoothing.dtype)
+    temperature = per_row(temperature, logits.shape, axes)
+    if row_index is None:
+        (logits, targets, spread_weight), temperature = vary_alike(
+            axes, (logits, targets, spread_weight), temperature
+        )
+    else:
+        (logits, spread_weight), (targets, temperature) = vary_alike(
+            axes, (logits, spread_weight), (targets, temperature)
+        )
     terms = row_terms(
         logits,
         targets,
         spread_weight,
         where,
-        per_row(temperature, logits.shape, axes),
+        temperature,
         softcap,
         axes,
         options["z_loss"] is not None,
     )
     terms = jax.tree.map(lambda term: jnp.squeeze(term, axes), terms)
     included = included_classes(where, logits.shape, axes)
-    options = row_options(row_index, terms.nll.shape, **options)
+    options = row_options(row_index, terms.nll.shape, axes, **options)
     return reduced_loss(*combined_terms(terms, row_index, included, options), reduction)
 
 

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
+    AxisName,
     as_axes,
     as_mask,
     as_real,
@@ -33,7 +34,9 @@ from jaxsoft._numerics import (
     per_row,
     probabilities,
     rounding_of_shifted,
+    row_sum,
     shifted,
+    vary_alike,
 )
 from jaxsoft._per_row import RowTerms, combined_terms, reduced_loss, row_options
 
@@ -47,6 +50,7 @@ def kl_divergence(
     temperature: ArrayLike = 1.0,
     sample_weight: ArrayLike | None = None,
     reduction: str = "none",
+    axis_name: AxisName = None,
 ) -> Array:
     """Kullback-Leibler divergence of softmax(logits) from softmax(target_logits).
 
@@ -112,7 +116,7 @@ def kl_divergence(
     dtype = jnp.promote_types(
         accumulation_dtype(target_logits.dtype), accumulation_dtype(logits.dtype)
     )
-    axes = as_axes(name, axis, logits.ndim)
+    axes = as_axes(name, axis, logits.ndim, axis_name)
     rows = reduced_shape(logits.shape, axes)
     tau = as_temperature(name, temperature, logits.astype(dtype), axes)
     return _kl_divergence_jit(
@@ -131,6 +135,7 @@ def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reducti
     if accumulation_dtype(x.dtype) != accumulation_dtype(y.dtype):
         x, y = (v.astype(jnp.promote_types(x.dtype, y.dtype)) for v in (x, y))
     temperature = per_row(temperature, x.shape, axes)
+    (x, y), temperature = vary_alike(axes, (x, y), temperature)
     kl = jnp.squeeze(_kl_divergence(x, y, where, temperature, axes), axes)
     terms = RowTerms(kl, None, None)
     options = row_options(None, kl.shape, sample_weight=sample_weight)
@@ -166,9 +171,9 @@ def _plain(x, y, where, temperature, axes):
     n, r = max_and_tail(w, None, temperature, axes)
     p = probabilities(z, m, s, temperature)
     delta = _log_ratio(p, z, m, w, n, temperature)
-    likely = jnp.sum(jnp.where(p > 0.5, delta, 0), axes, keepdims=True)
+    likely = row_sum(jnp.where(p > 0.5, delta, 0), axes)
     likely = jnp.where(jnp.isinf(likely), 0, likely)
-    mean = jnp.sum(p * (delta - likely), axes, keepdims=True)
+    mean = row_sum(p * (delta - likely), axes)
     v = _deviation(p, delta, likely, mean)
     # p exp(v), written with y so that a class with p = 0 keeps its q.
     b = shifted(w, n, temperature)
@@ -176,7 +181,7 @@ def _plain(x, y, where, temperature, axes):
     f_over_sum = jnp.exp(b - shift) / (1 + s)
     near = jnp.abs(v) < 0.5
     c = jnp.where(near & (p > 0), p * _exp_minus_line(v), f_over_sum - p * (1 + v))
-    total = jnp.sum(c, axes, keepdims=True)
+    total = row_sum(c, axes)
     plain = jnp.log1p(r) - jnp.log1p(s) - (mean + likely)
     large = ~(total < jnp.finfo(total.dtype).max) | jnp.isinf(mean)
     kl = jnp.where(large, plain, jnp.log1p(jnp.where(large, 0, total)))
@@ -206,7 +211,7 @@ def _bwd(axes, residuals, g):
     if temperature is not None:
         d, b = shifted(z, m, temperature), shifted(w, n, temperature)
         both = dz * jnp.where(jnp.isinf(d), 0, d) + dw * jnp.where(jnp.isinf(b), 0, b)
-        dtemperature = -jnp.sign(temperature) * jnp.sum(both, axes, keepdims=True)
+        dtemperature = -jnp.sign(temperature) * row_sum(both, axes)
     return to_x(dz)[0], to_y(dw)[0], None, dtemperature
 
 

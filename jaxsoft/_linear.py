@@ -15,6 +15,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._checks import (
+    AxisName,
+    as_axes,
     as_class_weight,
     as_ignore_index,
     as_index_labels,
@@ -29,11 +31,12 @@ from jaxsoft._checks import (
 )
 from jaxsoft._linear_scalar import Summands, TokenChunks, summed_loss
 from jaxsoft._linear_terms import Head, Stream, Tokens, linear_terms
-from jaxsoft._numerics import accumulation_dtype
+from jaxsoft._numerics import Axes, accumulation_dtype, class_count, vary_alike
 from jaxsoft._per_row import (
     RowTerms,
     combined_terms,
     included_classes,
+    local_weight,
     mean_loss,
     reduced_loss,
     row_labels,
@@ -75,6 +78,7 @@ def linear_cross_entropy(
     z_loss: ArrayLike = 0.0,
     reduction: str = "none",
     chunk_bytes: int | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     """`cross_entropy` of a linear head's logits, without ever holding the logits.
 
@@ -145,8 +149,9 @@ def linear_cross_entropy(
     )
     batch, classes, dtype = inputs.labels.shape, inputs.classes, inputs.dtype
     logits = jax.ShapeDtypeStruct((*batch, classes), dtype)
+    axes = as_axes(name, -1, logits.ndim, axis_name)
     options = {
-        "class_weight": as_class_weight(name, class_weight, classes, dtype),
+        "class_weight": as_class_weight(name, class_weight, logits.shape, axes, dtype),
         "sample_weight": as_sample_weight(name, sample_weight, batch, dtype),
         "label_smoothing": as_label_smoothing(name, label_smoothing, dtype),
         "z_loss": as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
@@ -157,6 +162,7 @@ def linear_cross_entropy(
         chunk=inputs.chunk,
         token_blocks=_token_blocks(math.prod(batch)) if ignore_index is not None else 1,
         with_logsumexp=options["z_loss"] is not None,
+        mesh_names=axes.mesh_names,
     )
     return _linear_cross_entropy(
         inputs.hidden,
@@ -169,7 +175,7 @@ def linear_cross_entropy(
         inputs.labels,
         as_mask(name, "where", where, logits.shape),
         options,
-        as_temperature(name, temperature, logits, (logits.ndim - 1,)),
+        as_temperature(name, temperature, logits, axes),
         stream=stream,
         ignore_index=ignore_index,
         reduction=as_reduction(name, reduction),
@@ -195,7 +201,12 @@ def _linear_cross_entropy(
     may_hold_gradient,
 ):
     classes = head.weight.shape[stream.vocab_axis]
-    rows = row_labels("linear_cross_entropy", labels, classes, ignore_index)
+    shape = (*labels.shape, classes)
+    axes = Axes((labels.ndim,), stream.mesh_names)
+    rows = row_labels(
+        "linear_cross_entropy", labels, class_count(shape, axes), ignore_index
+    )
+    options["class_weight"] = local_weight(options["class_weight"], shape, axes)
     label_smoothing = options["label_smoothing"]
     if label_smoothing is not None:
         spread_weight = options["class_weight"]
@@ -204,13 +215,17 @@ def _linear_cross_entropy(
         head = head._replace(spread_weight=spread_weight)
     tokens = _flat_tokens(rows, temperature, where, classes)
     hidden = _flat_rows(hidden)
-    included = included_classes(where, (*labels.shape, classes), (labels.ndim,))
-    included = jnp.broadcast_to(included, labels.shape)
+    if ignore_index is not None:
+        # 0 times a NaN of an ignored token would reach the head's gradient.
+        hidden = jnp.where(tokens.labels.counted[:, None], hidden, 0)
+    included = jnp.broadcast_to(included_classes(where, shape, axes), labels.shape)
     flat = jax.tree.map(
-        lambda v: v.reshape(-1), (included, row_options(rows, labels.shape, **options))
+        lambda v: v.reshape(-1),
+        (included, row_options(rows, labels.shape, axes, **options)),
     )
+    head, (hidden, tokens, flat) = vary_alike(axes, head, (hidden, tokens, flat))
     chunks = None
-    if reduction != "none" and may_hold_gradient:
+    if reduction != "none" and may_hold_gradient and not stream.mesh_names:
         chunks = _token_chunks(hidden, head, stream)
     if chunks is not None:
         total = summed_loss(hidden, head, Summands(tokens, *flat), chunks)
@@ -234,6 +249,7 @@ def linear_log_probs(
     temperature: ArrayLike = 1.0,
     softcap: ArrayLike | None = None,
     chunk_bytes: int | None = None,
+    axis_name: AxisName = None,
 ) -> LogProbs:
     """Log-probability, logsumexp, entropy and argmax of a linear head, in one pass.
 
@@ -276,6 +292,7 @@ def linear_log_probs(
         name, hidden, vocab_weight, labels, vocab_bias, vocab_axis, chunk_bytes
     )
     logits = jax.ShapeDtypeStruct((*inputs.labels.shape, inputs.classes), inputs.dtype)
+    axes = as_axes(name, -1, logits.ndim, axis_name)
     return _linear_log_probs(
         inputs.hidden,
         Head(
@@ -285,17 +302,20 @@ def linear_log_probs(
             as_softcap(name, softcap, inputs.dtype),
         ),
         inputs.labels,
-        as_temperature(name, temperature, logits, (logits.ndim - 1,)),
-        stream=Stream(vocab_axis, inputs.chunk, 1, True, True, True),
+        as_temperature(name, temperature, logits, axes),
+        stream=Stream(vocab_axis, inputs.chunk, 1, True, True, True, axes.mesh_names),
     )
 
 
 @functools.partial(jax.jit, static_argnames="stream")
 def _linear_log_probs(hidden, head, labels, temperature, *, stream):
     classes = head.weight.shape[stream.vocab_axis]
-    rows = row_labels("linear_log_probs", labels, classes, None)
+    axes = Axes((labels.ndim,), stream.mesh_names)
+    count = class_count((*labels.shape, classes), axes)
+    rows = row_labels("linear_log_probs", labels, count, None)
     tokens = _flat_tokens(rows, temperature, None, classes)
-    terms = linear_terms(_flat_rows(hidden), head, tokens, stream)
+    head, (hidden, tokens) = vary_alike(axes, head, (_flat_rows(hidden), tokens))
+    terms = linear_terms(hidden, head, tokens, stream)
     terms = jax.tree.map(lambda term: term.reshape(labels.shape), terms)
     return LogProbs(-terms.nll, terms.logsumexp, terms.entropy, terms.top_label)
 

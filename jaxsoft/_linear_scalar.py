@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._linear_terms import Head, Tokens, column, head_logits, product, rows_at
-from jaxsoft._numerics import accumulation_dtype
+from jaxsoft._numerics import Axes, accumulation_dtype, varying_like
 from jaxsoft._per_row import RowLabels, combined_terms
 from jaxsoft._row_terms import row_terms
 
@@ -129,7 +129,7 @@ def _loss_of_logits(x, shared, summands, chunks):
         tokens.where,
         tokens.temperature,
         shared.softcap,
-        (1,),
+        Axes((1,)),
         chunks.with_logsumexp,
     )
     terms = jax.tree.map(lambda term: jnp.squeeze(term, 1), terms)
@@ -186,7 +186,7 @@ def _over_chunks(add_chunk, start, hidden, summands, chunks):
 
 def _zero_loss(hidden, head):
     dtype = jnp.promote_types(hidden.dtype, head.weight.dtype)
-    return jnp.zeros((), accumulation_dtype(dtype))
+    return varying_like(jnp.zeros((), accumulation_dtype(dtype)), hidden)
 
 
 def _shared(head):

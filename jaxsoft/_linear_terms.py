@@ -22,12 +22,14 @@ from jax.custom_derivatives import SymbolicZero
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
+    Axes,
     accumulation_dtype,
     counted_logits,
     exp_shifted,
     inverse_temperature,
     shifted,
     times_log,
+    varying,
 )
 from jaxsoft._per_row import times_loss
 from jaxsoft._row_terms import (
@@ -65,6 +67,7 @@ class Stream(NamedTuple):
     with_logsumexp: bool = False
     with_entropy: bool = False
     with_top_label: bool = False
+    mesh_names: tuple[Any, ...] = ()  # mesh axes over which the classes are split
 
 
 class LinearTerms(NamedTuple):
@@ -122,8 +125,10 @@ def linear_terms(hidden, head, tokens, stream):
 
 
 def _plain(hidden, head, tokens, stream, with_frozen=False):
-    tokens = jax.tree.map(column, tokens)
+    tokens = _with_local_labels(jax.tree.map(column, tokens), head, stream)
     sums = _forward(hidden, head, tokens, stream, with_frozen)
+    if stream.mesh_names:
+        sums = _over_devices(sums, tokens.temperature, head, stream)
     m, s, temperature, labels = sums.m, sums.s, tokens.temperature, tokens.labels
     log_total = jnp.log1p(s)
     nll = log_total - shifted(sums.label_logit, m, temperature)
@@ -154,7 +159,7 @@ def _fwd(hidden, head, tokens, stream):
 
 def _bwd(stream, residuals, cotangents):
     hidden, head, tokens, row_numbers = residuals
-    tokens = jax.tree.map(column, tokens)
+    tokens = _with_local_labels(jax.tree.map(column, tokens), head, stream)
     m, s, u, label_logit, w, w_d, frozen = row_numbers
     g, h, k, a, _ = jax.tree.map(column, _materialised(cotangents))
     g = row_cotangent(jnp.where(jnp.isneginf(m), 0, g), tokens.labels)
@@ -166,6 +171,8 @@ def _bwd(stream, residuals, cotangents):
         of_rows = _RowCotangents(m, s, u, w, g, h, None, None)
         dhidden = _frozen_backward(head, tokens, label_logit, frozen, of_rows, stream)
         dhidden, dhead, variance = dhidden.astype(hidden.dtype), None, None
+    if stream.mesh_names:
+        dhidden = jax.lax.psum(dhidden, stream.mesh_names)
     dtokens = None
     temperature = tokens.temperature
     if temperature is not None:
@@ -177,6 +184,8 @@ def _bwd(stream, residuals, cotangents):
         if k is not None:
             dt = dt + k * (jnp.where(jnp.isinf(w_d), 0, w_d) + w * u)
         if a is not None:
+            if stream.mesh_names:
+                variance = jax.lax.psum(variance, stream.mesh_names)
             dt = dt + a * variance
         dt = jnp.sign(temperature) * inverse_temperature(temperature) * dt
         dtokens = Tokens(None, jnp.squeeze(dt, 1), None)
@@ -255,6 +264,7 @@ def _no_sums(hidden, head, tokens, stream, with_frozen):
     dtype = accumulation_dtype(jnp.promote_types(hidden.dtype, head.weight.dtype))
     # Zeros made of the rows, so that under shard_map they vary as the rows do.
     zero = jnp.zeros_like(tokens.labels.class_index, dtype)
+    zero = varying(zero, stream.mesh_names)
     with_u = stream.with_entropy or tokens.temperature is not None
     with_w = head.spread_weight is not None
     return _Sums(
@@ -298,7 +308,7 @@ def _forward_of_block(hidden, head, tokens, stream, start):
 
 
 def _sums_of_chunk(z, chunk, mask, tokens, like):
-    m, s = max_and_tail(z, None, tokens.temperature, (1,))
+    m, s = max_and_tail(z, None, tokens.temperature, Axes((1,)))
     hit = _is_label(chunk, tokens)
     label_logit = jnp.sum(jnp.where(hit, z, 0), 1, keepdims=True)
     e_d = w = w_d = top_label = None
@@ -318,7 +328,8 @@ def _sums_of_chunk(z, chunk, mask, tokens, like):
 
 def _merged(a, b, temperature):
     """The sums of two sets of classes."""
-    m = jnp.maximum(a.m, b.m)
+    # Of one branch with s, so that their derivatives belong together at ties.
+    m = jnp.where(a.m >= b.m, a.m, b.m)
     to_a, to_b = (exp_shifted(v.m, m, temperature) for v in (a, b))
     s = jnp.where(a.m >= b.m, a.s + to_b * (1 + b.s), b.s + to_a * (1 + a.s))
     e_d, w, w_d, top_label = a.e_d, a.w, a.w_d, a.top_label
@@ -336,6 +347,51 @@ def _merged(a, b, temperature):
         e_weight = to_a * frozen.e_weight + to_b * b.frozen.e_weight
         frozen = _FrozenSums(e_weight, frozen.label_slope + b.frozen.label_slope)
     return _Sums(m, s, a.label_logit + b.label_logit, e_d, w, w_d, top_label, frozen)
+
+
+def _with_local_labels(tokens, head, stream):
+    """The labels as indices into this device's classes; -1 for those of others."""
+    if not stream.mesh_names:
+        return tokens
+    classes = head.weight.shape[stream.vocab_axis]
+    index = tokens.labels.class_index
+    index = index - jax.lax.axis_index(stream.mesh_names) * classes
+    index = jnp.where((index >= 0) & (index < classes), index, -1)
+    return tokens._replace(labels=tokens.labels._replace(class_index=index))
+
+
+def _over_devices(sums, temperature, head, stream):
+    """The sums of all classes from those of each device: one reduction for the maximum
+    and one for all else. The sums of a frozen head stay apart."""
+    names = stream.mesh_names
+    m = jax.lax.pmax(sums.m, names)
+    at_maximum = sums.m == m
+    e, d = exp_shifted(sums.m, m, temperature), shifted(sums.m, m, temperature)
+    parts = {
+        "s": jnp.where(at_maximum, sums.s, e * (1 + sums.s)),
+        "holders": at_maximum.astype(m.dtype),
+        "label_logit": sums.label_logit,
+    }
+    if sums.e_d is not None:
+        parts["e_d"] = e * sums.e_d + times_log(e, d) * (1 + sums.s)
+    if sums.w is not None:
+        parts["w"] = sums.w
+        parts["w_d"] = sums.w_d + times_loss(sums.w, d)
+    totals = jax.lax.psum(jnp.stack(list(parts.values())), names)
+    of_all = dict(zip(parts, totals))
+    s = of_all.pop("s") + (of_all.pop("holders") - 1)
+    s = jnp.where(jnp.isneginf(m), 0, s)
+    top_label = sums.top_label
+    if top_label is not None:
+        classes = head.weight.shape[stream.vocab_axis]
+        first = jax.lax.axis_index(names) * classes
+        last = jnp.iinfo(top_label.dtype).max
+        top_label = jnp.where(at_maximum, first + top_label, last)
+        top_label = jax.lax.pmin(top_label, names)
+    frozen = sums.frozen
+    if frozen is not None:
+        frozen = frozen._replace(e_weight=e * frozen.e_weight)
+    return sums._replace(m=m, s=s, top_label=top_label, frozen=frozen, **of_all)
 
 
 def _backward(hidden, head: Any, tokens, of_rows, stream):
@@ -369,7 +425,7 @@ def _backward(hidden, head: Any, tokens, of_rows, stream):
         dweight = dchunk.weight.astype(head.weight.dtype)
         return (new, dsoftcap), dchunk._replace(weight=dweight, softcap=None)
 
-    zero = jnp.zeros_like(of_rows.s)
+    zero = varying(jnp.zeros_like(of_rows.s), stream.mesh_names)
     start = [
         rows_at((jnp.zeros_like(hidden, zero.dtype) + zero, zero), index)
         for index in indices

@@ -17,20 +17,23 @@ from jax.typing import ArrayLike
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
+    AxisName,
     as_array,
     as_axes,
     as_flag,
     as_inexact,
     as_mask,
     as_temperature,
-    reject_temperature,
+    reject_options,
 )
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
     per_row,
+    row_sum,
     shifted,
+    vary_alike,
     weighted_exp,
 )
 
@@ -45,6 +48,7 @@ def logsumexp(
     where: ArrayLike | None = None,
     *,
     temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array: ...
 
 
@@ -58,6 +62,7 @@ def logsumexp(
     return_sign: Literal[True],
     where: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> tuple[Array, Array]: ...
 
 
@@ -71,6 +76,7 @@ def logsumexp(
     where: ArrayLike | None = None,
     *,
     temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array | tuple[Array, Array]: ...
 
 
@@ -83,6 +89,7 @@ def logsumexp(
     where: ArrayLike | None = None,
     *,
     temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array | tuple[Array, Array]:
     """Log of the sum of exponentials: the smooth maximum.
 
@@ -102,6 +109,9 @@ def logsumexp(
             result with the reduced axes kept; may be traced and differentiated. At 0
             the result is the maximum; below 0 it is the smooth minimum,
             ``L(a; -t) = -L(-a; t)``. Real ``a`` only.
+        axis_name: mesh axis (or tuple of them) over which ``axis`` is split, inside
+            `jax.shard_map`: ``a``, ``b`` and ``where`` hold the slice of this device,
+            and every device gets the result of the whole. Real ``a`` only.
 
     Returns:
         The reduced array (in the units of ``a``; nats at temperature 1) in the dtype of
@@ -146,10 +156,10 @@ def logsumexp(
     as_flag(name, "return_sign", return_sign)
     if b is not None:
         a, b = _broadcast_together(a, as_array(name, "b", b))
-    axes = as_axes(name, axis, a.ndim)
+    axes = as_axes(name, axis, a.ndim, axis_name)
     where = as_mask(name, "where", where, a.shape)
     if jnp.issubdtype(a.dtype, jnp.complexfloating):
-        reject_temperature(name, temperature, a)
+        reject_options(name, a, temperature, axis_name)
         return jax.nn.logsumexp(a, axes, b, keepdims, return_sign, where)
     tau = as_temperature(name, temperature, a, axes)
     log_sum, sign = _reduced(a, b, where, tau, axes, keepdims, mean=False)
@@ -165,6 +175,7 @@ def logmeanexp(
     keepdims: bool = False,
     *,
     temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array:
     """Log of the mean of exponentials; with a temperature, the mellowmax.
 
@@ -180,6 +191,7 @@ def logmeanexp(
         keepdims: keep the reduced axes with size 1.
         temperature: in the units of ``x``, as in `logsumexp`. At 0 the maximum; below 0
             it approaches the minimum.
+        axis_name: as in `logsumexp`.
 
     Returns:
         The reduced array in the units and the dtype of ``x``; integers give floats.
@@ -209,10 +221,10 @@ def logmeanexp(
     x = as_array(name, "x", x)
     x = as_inexact(name, "x", x.astype(jnp.int8) if x.dtype == bool else x)
     as_flag(name, "keepdims", keepdims)
-    axes = as_axes(name, axis, x.ndim)
+    axes = as_axes(name, axis, x.ndim, axis_name)
     where = as_mask(name, "where", where, x.shape)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        reject_temperature(name, temperature, x)
+        reject_options(name, x, temperature, axis_name)
         return jax.nn.logmeanexp(x, axes, where, keepdims)
     tau = as_temperature(name, temperature, x, axes)
     return _reduced(x, None, where, tau, axes, keepdims, mean=True)[0]
@@ -221,6 +233,7 @@ def logmeanexp(
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims", "mean"))
 def _reduced(x, b, where, temperature, axes, keepdims, mean):
     temperature = per_row(temperature, x.shape, axes)
+    (x, b), temperature = vary_alike(axes, (x, b), temperature)
     results = _logsumexp(x, b, where, temperature, axes, mean)
     return results if keepdims else tuple(jnp.squeeze(r, axes) for r in results)
 
@@ -240,9 +253,8 @@ def _logsumexp(x, b, where, temperature, axes, mean):
 
 def _plain(x, b, where, temperature, axes, mean):
     z = _weighted_logits(x, b, where, temperature)
-    weights = None if b is None else b.astype(z.dtype)
-    m, s = max_and_tail(z, weights, temperature, axes)
-    excess = _log_abs_sum(z, s, where, axes, mean)
+    m, s, total = _split(z, b, temperature, axes)
+    excess = _log_abs_sum(z, s, total, where, axes, mean)
     if temperature is None:
         log_sum = m + excess
     else:
@@ -250,31 +262,31 @@ def _plain(x, b, where, temperature, axes, mean):
         fixed = (excess == 0) | jnp.isinf(m)
         log_sum = jnp.where(fixed, m, m + jnp.abs(temperature) * excess)
         log_sum = jnp.where(temperature < 0, -log_sum, log_sum)
-    sign = jnp.where(jnp.isneginf(m), 0, jnp.sign(1 + s))
-    return (log_sum.astype(x.dtype), sign.astype(x.dtype)), (m, s)
+    sign = jnp.where(jnp.isneginf(m), 0, jnp.sign(total))
+    return (log_sum.astype(x.dtype), sign.astype(x.dtype)), (m, s, total)
 
 
 def _fwd(x, b, where, temperature, axes, mean):
-    out, (m, s) = _plain(x, b, where, temperature, axes, mean)
-    return out, (x, b, where, temperature, m, s)
+    out, split = _plain(x, b, where, temperature, axes, mean)
+    return out, (x, b, where, temperature, split)
 
 
 def _bwd(axes, mean, residuals, cotangents):
-    x, b, where, temperature, m, s = residuals
+    x, b, where, temperature, (m, s, total) = residuals
     z, to_input = jax.vjp(lambda x: _weighted_logits(x, b, where, temperature), x)
     g = cotangents[0].astype(z.dtype)
-    empty_sum = s == -1
-    total = jnp.where(empty_sum, jnp.inf, 1 + s)
+    empty_sum = total == 0
+    log_sum = _log_abs_sum(z, s, jnp.where(empty_sum, 1, total), where, axes, mean)
+    total = jnp.where(empty_sum, jnp.inf, total)
     weights = None if b is None else b.astype(z.dtype)
     p = weighted_exp(z, m, weights, temperature) / total
     if temperature is None:
         dz, dtemperature = g * p, None
     else:
         dz = g * jnp.where(temperature < 0, -p, p)
-        log_sum = _log_abs_sum(z, jnp.where(empty_sum, 0, s), where, axes, mean)
         d = shifted(z, m, temperature)
         p_d = p * jnp.where(jnp.isinf(d), 0, d)
-        dtemperature = g * (log_sum - jnp.sum(p_d, axes, keepdims=True))
+        dtemperature = g * (log_sum - row_sum(p_d, axes))
     db = None
     if b is not None:
         db = _weights_cotangent(z, m, temperature, g / total).astype(b.dtype)
@@ -290,19 +302,28 @@ def _weighted_logits(x, b, where, temperature):
     return z if b is None else jnp.where((b == 0) & jnp.isnan(z), -jnp.inf, z)
 
 
-def _log_abs_sum(z, s, where, axes, mean):
+def _split(z, b, temperature, axes):
+    """(m, s, S). Weights may make S so small that s = S - 1 has lost its digits."""
+    weights = None if b is None else b.astype(z.dtype)
+    m, s = max_and_tail(z, weights, temperature, axes)
+    if b is None:
+        return m, s, 1 + s
+    terms = jnp.where(jnp.isneginf(m), 0, weighted_exp(z, m, weights, temperature))
+    return m, s, jnp.where(jnp.abs(s) < 0.5, 1 + s, row_sum(terms, axes))
+
+
+def _log_abs_sum(z, s, total, where, axes, mean):
     if mean:
         included = (
             jnp.ones_like(z) if where is None else jnp.broadcast_to(where, z.shape)
         )
-        count = jnp.sum(included, axes, keepdims=True, dtype=z.dtype)
-        return jnp.log((1 + s) / jnp.maximum(count, 1))
-    # log1p keeps a small tail; a negative sum is below its domain.
-    positive, negative = ~(s <= -1), s < -1  # NaN counts as positive, and stays
-    log_positive = jnp.log1p(jnp.where(positive, s, 0))
-    log_negative = jnp.log(jnp.where(negative, -1 - s, 1))
-    log_abs = jnp.where(negative, log_negative, log_positive)
-    return jnp.where(s == -1, -jnp.inf, log_abs)
+        count = row_sum(included, axes, z.dtype)
+        return jnp.log(total / jnp.maximum(count, 1))
+    # log1p keeps a small tail.
+    near_1 = jnp.abs(s) < 0.5
+    log_abs = jnp.log(jnp.where(near_1 | (total == 0), 1, jnp.abs(total)))
+    log_abs = jnp.where(near_1, jnp.log1p(jnp.where(near_1, s, 0)), log_abs)
+    return jnp.where(total == 0, -jnp.inf, log_abs)
 
 
 def _weights_cotangent(z, m, temperature, g):

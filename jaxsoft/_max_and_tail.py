@@ -23,11 +23,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsoft._autodiff import with_jvp
 from jaxsoft._numerics import (
     Axes,
     bounded_maximum,
     exp_shifted,
     is_hard,
+    row_sum,
     weighted_exp,
 )
 
@@ -36,7 +38,11 @@ FEWEST_CLASSES = 32
 MOST_BLOCKS = 64
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+# With m held fixed, s' = sum_i (b_i e_i)', now with the maximum's term. A rule, since
+# the schedules below compute s in ways that have no such derivative. As a custom_vjp
+# it also survives in a scan that is differentiated twice in reverse.
+@with_jvp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def max_and_tail(
     z: Array, weights: Array | None, temperature: Array | None, axes: Axes
 ) -> tuple[Array, Array]:
@@ -45,6 +51,28 @@ def max_and_tail(
     With weights b (those of `logsumexp`), s = sum_i b_i e_i - 1, and m is the maximum
     where b is not 0.
     """
+    m, s = _local_max_and_tail(z, weights, temperature, axes)
+    return _over_devices(m, s, temperature, axes) if axes.mesh_names else (m, s)
+
+
+def _fwd(z, weights, temperature, axes):
+    m, s = max_and_tail(z, weights, temperature, axes)
+    return (m, s), (z, weights, temperature, m)
+
+
+def _bwd(axes, residuals, cotangents):
+    z, weights, temperature, m = residuals
+
+    def total(z, weights, temperature):
+        return row_sum(weighted_exp(z, m, weights, temperature), axes)
+
+    return jax.vjp(total, z, weights, temperature)[1](cotangents[1])
+
+
+max_and_tail.defvjp(_fwd, _bwd)
+
+
+def _local_max_and_tail(z, weights, temperature, axes):
     plainly = functools.partial(_plainly, weights=weights, axes=axes)
     in_blocks = weights is None and len(axes) == 1 and z.dtype == jnp.float32
     if not in_blocks or z.shape[axes[0]] < FEWEST_CLASSES or z.size == 0:
@@ -54,17 +82,18 @@ def max_and_tail(
     )
 
 
-@max_and_tail.defjvp
-def _max_and_tail_jvp(axes, primals, tangents):
-    # m' = 0 (m is held fixed) and s' = sum_i (b_i e_i)', now with the maximum's term.
-    m, s = max_and_tail(*primals, axes)
-
-    def total(z, weights, temperature):
-        terms = weighted_exp(z, m, weights, temperature)
-        return jnp.sum(terms, axes, keepdims=True)
-
-    _, s_dot = jax.jvp(total, primals, tangents)
-    return (m, s), (jnp.zeros_like(m), s_dot)
+def _over_devices(m, s, temperature, axes):
+    """The split of a row from those of its parts: one reduction for the maximum, and
+    one for the tail and the number of devices that hold the maximum."""
+    m_of_all = jax.lax.pmax(m, axes.mesh_names)
+    at_maximum = m == m_of_all
+    e = exp_shifted(m, m_of_all, temperature)
+    tail = jnp.where(at_maximum, s, e * (1 + s))
+    tail, holders = jax.lax.psum(
+        jnp.stack([tail, at_maximum.astype(s.dtype)]), axes.mesh_names
+    )
+    s = tail + (holders - 1)
+    return m_of_all, jnp.where(jnp.isneginf(m_of_all), 0, s)
 
 
 def _plainly(z, temperature, *, weights, axes):

@@ -15,6 +15,10 @@ its derivatives are too, to all orders. The rules below say no more than that, a
 the derivative is at the points where a division by tau or an infinity would make NaN.
 """
 
+import math
+from collections.abc import Hashable, Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -22,7 +26,85 @@ from jax.typing import DTypeLike
 
 from jaxsoft._saturation import converted
 
-Axes = tuple[int, ...]
+
+class Axes(tuple[int, ...]):
+    """The class axes of an array, and the mesh axes over which the classes are split.
+
+    Without `mesh_names` the array holds all classes. With them it holds the slice of
+    this device, inside `jax.shard_map`, and the sum of a row is a sum over devices.
+    """
+
+    mesh_names: tuple[Hashable, ...]
+
+    def __new__(cls, axes: Iterable[int], mesh_names: tuple[Hashable, ...] = ()):
+        self = super().__new__(cls, axes)
+        self.mesh_names = mesh_names
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        names = getattr(other, "mesh_names", ())
+        return tuple(self) == other and self.mesh_names == names
+
+    def __hash__(self) -> int:
+        return hash((tuple(self), self.mesh_names))
+
+
+def row_sum(v: Array, axes: Axes, dtype: DTypeLike | None = None) -> Array:
+    """The sum over all classes of a row; the class axes are kept with size 1."""
+    total = jnp.sum(v, axes, keepdims=True, dtype=dtype)
+    return jax.lax.psum(total, axes.mesh_names) if axes.mesh_names else total
+
+
+def class_count(shape: tuple[int, ...], axes: Axes) -> int:
+    return math.prod(shape[a] for a in axes) * shard_count(axes)
+
+
+def shard_count(axes: Axes) -> int:
+    return jax.lax.axis_size(axes.mesh_names) if axes.mesh_names else 1
+
+
+def first_class(shape: tuple[int, ...], axes: Axes) -> Array | int:
+    """The index of the first class that this device holds."""
+    if not axes.mesh_names:
+        return 0
+    here = math.prod(shape[a] for a in axes)
+    return jax.lax.axis_index(axes.mesh_names) * here
+
+
+def vary_alike(axes: Axes, arrays: Any, rows: Any) -> tuple[Any, Any]:
+    """Both trees, typed to vary over the mesh axes that anything in them varies over;
+    rows not over those of the classes.
+
+    Inside `jax.shard_map` a rule returns cotangents that vary as its cotangent does.
+    An argument that is the same on all devices of some mesh axis is therefore cast
+    before the rule sees it, and the transpose of the cast is the sum over devices.
+    """
+    leaves = jax.tree.leaves((arrays, rows))
+    union = frozenset().union(*map(_varies_over, leaves), axes.mesh_names)
+    if not union:
+        return arrays, rows
+    of_rows = union.difference(axes.mesh_names)
+    return varying(arrays, union), varying(rows, of_rows)
+
+
+def _varies_over(v) -> frozenset[Hashable]:
+    return jax.typeof(v).manual_axis_type.varying
+
+
+def varying_like(v: Array, like: Array) -> Array:
+    return varying(v, _varies_over(like))
+
+
+def varying(tree: Any, mesh_names: Iterable[Hashable]) -> Any:
+    """The same numbers, typed to vary over these mesh axes too."""
+
+    def cast(v):
+        missing = tuple(sorted(set(mesh_names) - _varies_over(v), key=str))
+        if not missing:
+            return v
+        return jax.lax.pcast(v, missing, to="varying")
+
+    return jax.tree.map(cast, tree)
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -87,8 +169,12 @@ def shifted(z: Array, m: Array, temperature: Array | None) -> Array:
     if temperature is None:
         return gap
     hard = is_hard(temperature)
-    d = gap / jnp.where(hard, 1, jnp.abs(temperature))
-    d = jnp.where(jnp.isneginf(gap), gap, d)
+    # Of 0 in place of -inf: where JAX drops the rule below, as it does in a scan that
+    # is differentiated twice in reverse, the derivative of the quotient is finite too.
+    divisor = jnp.where(hard, 1, jnp.abs(temperature))
+    d = jnp.where(
+        jnp.isneginf(gap), gap, jnp.where(jnp.isneginf(gap), 0, gap) / divisor
+    )
     return jnp.where(hard & (gap < 0), -jnp.inf, d)
 
 
@@ -176,8 +262,8 @@ def times_log(p: Array, d: Array) -> Array:
 
 def sum_over_others(q: Array, z: Array, m: Array, s: Array, axes: Axes) -> Array:
     """For each class, the sum of q over all the other classes."""
-    others = jnp.sum(q * below_maximum(z, m), axes, keepdims=True)
-    others, total = apart(others, m), apart(jnp.sum(q, axes, keepdims=True), m)
+    others = apart(row_sum(q * below_maximum(z, m), axes), m)
+    total = apart(row_sum(q, axes), m)
     # A class alone at the top, with more than half of p: summed, not subtracted.
     return jnp.where((z == m) & (s < 1), others, total - q)
 

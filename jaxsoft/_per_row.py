@@ -14,6 +14,8 @@ import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
+from jaxsoft._numerics import Axes, class_count, first_class, row_sum
+
 
 class RowLabels(NamedTuple):
     """Class indices, and which rows they count in; all of the rows' shape."""
@@ -69,33 +71,56 @@ def _check_labels(function: str, labels: Array, valid: Array, classes: int) -> N
     )
 
 
-def included_classes(
-    where: Array | None, shape: tuple[int, ...], axes: tuple[int, ...]
-) -> Array:
+def included_classes(where: Array | None, shape: tuple[int, ...], axes: Axes) -> Array:
     """The number of classes that count, for every row or one for all."""
     if where is None:
-        return jnp.asarray(math.prod(shape[a] for a in axes))
+        return jnp.asarray(class_count(shape, axes))
     over_classes = [shape[i] if i in axes else n for i, n in enumerate(where.shape)]
-    count = jnp.sum(jnp.broadcast_to(where, over_classes), axes)
+    included = jnp.broadcast_to(where, over_classes)
+    count = jnp.squeeze(row_sum(included, axes, jnp.int32), axes)
     return jnp.broadcast_to(count, [n for i, n in enumerate(shape) if i not in axes])
+
+
+def local_weight(
+    class_weight: Array | None, shape: tuple[int, ...], axes: Axes
+) -> Array | None:
+    """The class weights of the classes that this device holds."""
+    here = math.prod(shape[a] for a in axes)
+    if class_weight is None or len(class_weight) == here:
+        return class_weight
+    start = first_class(shape, axes)
+    return jax.lax.dynamic_slice_in_dim(class_weight, start, here)
 
 
 def row_options(
     labels: RowLabels | None,
     shape: tuple[int, ...],
+    axes: Axes | None = None,
     class_weight: Array | None = None,
     sample_weight: Array | None = None,
     label_smoothing: Array | None = None,
     z_loss: Array | None = None,
 ) -> RowOptions:
-    """Options of a loss of the given shape, spread over its rows."""
+    """Options of a loss of the given shape, spread over its rows; class_weight is of
+    the classes that this device holds."""
     label_weight = None
     if class_weight is not None and labels is not None:
-        label_weight = class_weight[jnp.maximum(labels.class_index, 0)]
+        names = axes.mesh_names if axes else ()
+        label_weight = _weight_of_label(class_weight, labels.class_index, names)
     spread = (sample_weight, label_smoothing, z_loss)
     return RowOptions(
         label_weight, *(v if v is None else jnp.broadcast_to(v, shape) for v in spread)
     )
+
+
+def _weight_of_label(class_weight, class_index, mesh_names):
+    if not mesh_names:
+        return class_weight[jnp.maximum(class_index, 0)]
+    here = len(class_weight)
+    index = class_index - jax.lax.axis_index(mesh_names) * here
+    found = (index >= 0) & (index < here)
+    weight = class_weight[jnp.clip(index, 0, here - 1)]
+    return jax.lax.psum(jnp.where(found, weight, 0), mesh_names)
 
 
 def combined_terms(

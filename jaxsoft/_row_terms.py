@@ -25,8 +25,10 @@ from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
+    first_class,
     inverse_temperature,
     is_hard,
+    row_sum,
     shifted,
     sum_over_others,
     times_log,
@@ -65,9 +67,10 @@ def row_terms(
 
 
 def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_lse):
-    mask = _mask(where, targets)
+    mask = _mask(where, targets, spread_weight, softcap)
     z = counted_logits(x, mask, temperature, softcap)
     m, s = max_and_tail(z, None, temperature, axes)
+    m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
     nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
     if isinstance(targets, RowLabels):
         of_label = _label_logit(x, targets, mask, temperature, softcap, axes)
@@ -96,7 +99,7 @@ def _fwd(x, targets, spread_weight, where, temperature, softcap, axes, with_lse)
 
 def _bwd(axes, with_lse, residuals, cotangents):
     x, targets, spread_weight, where, temperature, softcap, (m, s) = residuals
-    mask = _mask(where, targets)
+    mask = _mask(where, targets, spread_weight, softcap)
     z, to_input = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
@@ -111,7 +114,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
         g = row_cotangent(g, targets)
         hit = _is_label(targets, x.shape, axes)
         dz = label_cotangent(g, hit, e, s)
-        q_g = jnp.where(hit, g, 0)
+        q_g = jnp.where(hit | ~targets.valid, g, 0)
         dtargets = None
     else:
         q, to_targets = jax.vjp(lambda v: _coefficients(v, mask, z), targets)
@@ -121,7 +124,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
     dspread_weight = None
     if spread_weight is not None:
         w = _included(spread_weight, mask, z)
-        dz = dz + spread_cotangent(k, w, jnp.sum(w, axes, keepdims=True), e, s)
+        dz = dz + spread_cotangent(k, w, row_sum(w, axes), e, s)
         q_g = q_g + k * w
         dw = times_nll(k, nll_of_class)
         if mask is not None:
@@ -133,13 +136,14 @@ def _bwd(axes, with_lse, residuals, cotangents):
 
     dtemperature = None
     if temperature is not None:
-        u = -jnp.sum(times_log(e, d), axes, keepdims=True) / (1 + s)
-        dt = jnp.sum(q_g * jnp.where(jnp.isinf(d), 0, d + u), axes, keepdims=True)
+        u = -row_sum(times_log(e, d), axes) / (1 + s)
+        dt = row_sum(q_g * jnp.where(jnp.isinf(d), 0, d + u), axes)
         if with_lse:
             lse_of_max = m * inverse_temperature(temperature)
             dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
         dtemperature = jnp.sign(temperature) * inverse_temperature(temperature) * dt
-    dx, dsoftcap = to_input(dz)
+        dtemperature = _of_counted(targets, dtemperature, 0)
+    dx, dsoftcap = to_input(_of_counted(targets, dz, 0))
     return dx, dtargets, dspread_weight, None, dtemperature, dsoftcap
 
 
@@ -157,15 +161,25 @@ def label_cotangent(g, hit, e, s):
 
 
 def spread_cotangent(k, w, total, e, s):
-    """(1 + s) k (W p_i - w_i), as W (p_i - 1) + (W - w_i)."""
-    return k * ((total - w) * (1 + s) - total * (s + (1 - e)))
+    """(1 + s) k (W p_i - w_i); where p_i is above 1/2, as W (p_i - 1) + (W - w_i)."""
+    sure = (total - w) * (1 + s) - total * (s + (1 - e))
+    return k * jnp.where(e > s + (1 - e), sure, total * e - w * (1 + s))
 
 
-def _mask(where, targets):
-    """An ignored row is a row in which no class counts."""
+def _mask(where, targets, spread_weight, softcap):
+    """The classes that count: none in an ignored row, where more is made of a class
+    than its probability. Elsewhere `_of_counted` drops the row, which costs less."""
     if not isinstance(targets, RowLabels):
         return where
-    return targets.counted if where is None else where & targets.counted
+    if where is not None:
+        return where & targets.counted
+    return None if spread_weight is None and softcap is None else targets.counted
+
+
+def _of_counted(targets, v, otherwise):
+    if not isinstance(targets, RowLabels):
+        return v
+    return jnp.where(targets.counted, v, otherwise)
 
 
 def _label_logit(x, labels, where, temperature, softcap, axes):
@@ -182,19 +196,25 @@ def _label_logit(x, labels, where, temperature, softcap, axes):
 
     def taken(x, labels, where, temperature, softcap):
         (axis,) = axes
-        index = jnp.maximum(labels.class_index, 0)
+        classes = x.shape[axis]
+        index = labels.class_index - first_class(x.shape, axes)
+        here = (index >= 0) & (index < classes)
+        index = jnp.clip(index, 0, classes - 1)
 
         def of_label(v):
             if v is None or v.shape[axis] == 1:
                 return v
             return jnp.take_along_axis(v, index, axis, mode="promise_in_bounds")
 
-        return counted_logits(of_label(x), of_label(where), temperature, softcap)
+        z = counted_logits(of_label(x), of_label(where), temperature, softcap)
+        return jnp.where(here, z, 0)
 
     given = x, labels, where, temperature, softcap
     if len(axes) > 1 or x.size == 0:
-        return compared(*given)
-    return jax.lax.platform_dependent(*given, cpu=taken, default=compared)
+        z = compared(*given)
+    else:
+        z = jax.lax.platform_dependent(*given, cpu=taken, default=compared)
+    return jax.lax.psum(z, axes.mesh_names) if axes.mesh_names else z
 
 
 def _is_label(labels, shape, axes):
@@ -205,7 +225,7 @@ def _is_label(labels, shape, axes):
         iota = jax.lax.broadcasted_iota(jnp.int32, along_axis, axis)
         class_index = class_index + stride * iota
         stride *= shape[axis]
-    return class_index == labels.class_index
+    return first_class(shape, axes) + class_index == labels.class_index
 
 
 def _coefficients(targets, mask, z):
@@ -224,7 +244,7 @@ def _included(spread_weight, mask, z):
 
 def _expectation(q, nll_of_class, axes):
     """sum_c q_c (-log p_c) with 0 (-log 0) = 0."""
-    return jnp.sum(times_loss(q, nll_of_class), axes, keepdims=True)
+    return row_sum(times_loss(q, nll_of_class), axes)
 
 
 def times_nll(g, nll_of_class):

@@ -15,12 +15,13 @@ from jax.typing import ArrayLike
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
+    AxisName,
     as_axes,
     as_inexact,
     as_mask,
     as_real,
     as_temperature,
-    reject_temperature,
+    reject_options,
 )
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
@@ -31,9 +32,11 @@ from jaxsoft._numerics import (
     inverse_temperature,
     per_row,
     probabilities,
+    row_sum,
     shifted,
     sum_over_others,
     times_log,
+    vary_alike,
 )
 from jaxsoft._saturation import widened
 
@@ -44,6 +47,7 @@ def softmax(
     where: ArrayLike | None = None,
     *,
     temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array:
     """Probabilities proportional to exp(x / temperature): the soft one-hot of argmax.
 
@@ -58,6 +62,9 @@ def softmax(
         temperature: in the units of ``x``; larger is softer. Broadcastable to ``x``
             reduced over ``axis`` (kept with size 1); may be traced and differentiated.
             At 0 the tied maxima share equally; below 0 the minimum is favoured.
+        axis_name: mesh axis (or tuple of them) over which ``axis`` is split, inside
+            `jax.shard_map`: ``x`` and ``where`` hold the classes of this device, and
+            the result is its slice of the whole.
 
     Returns:
         Probabilities of the shape and dtype of ``x``; integers give floats. Half
@@ -88,10 +95,10 @@ def softmax(
         Array([0. , 0.5, 0.5], dtype=float32)
     """
     x = as_inexact("softmax", "x", x)
-    axes = as_axes("softmax", axis, x.ndim)
+    axes = as_axes("softmax", axis, x.ndim, axis_name)
     where = as_mask("softmax", "where", where, x.shape)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        reject_temperature("softmax", temperature, x)
+        reject_options("softmax", x, temperature, axis_name)
         return jax.nn.softmax(x, axes, where)
     tau = as_temperature("softmax", temperature, x, axes)
     return _softmax_jit(x, where, tau, axes)
@@ -99,7 +106,9 @@ def softmax(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _softmax_jit(x, where, temperature, axes):
-    return _softmax(x, where, per_row(temperature, x.shape, axes), axes)
+    temperature = per_row(temperature, x.shape, axes)
+    x, temperature = vary_alike(axes, x, temperature)
+    return _softmax(x, where, temperature, axes)
 
 
 # For a cotangent g, and any number c, since sum_j p_j = 1:
@@ -139,7 +148,7 @@ def _softmax_bwd(axes, residuals, g):
         return to_input(dz)[0], None, None
     dz = dz * inverse_temperature(temperature)
     d = shifted(z, m, temperature)
-    dsize = -jnp.sum(dz * jnp.where(p == 0, 0, d), axes, keepdims=True)
+    dsize = -row_sum(dz * jnp.where(p == 0, 0, d), axes)
     return to_input(dz)[0], None, jnp.sign(temperature) * dsize
 
 
@@ -148,9 +157,9 @@ def _softmax_pullback(p, g, axes):
     first = functools.reduce(
         lambda p, a: jax.lax.slice_in_dim(p, 0, 1, axis=a), axes, p
     )
-    c = jnp.sum(jnp.round(p) * g, axes, keepdims=True)  # 1 where p > 1/2, else 0
+    c = row_sum(jnp.round(p) * g, axes)  # 1 where p > 1/2, else 0
     h = g - apart(c, first)
-    return p * (h - apart(jnp.sum(p * h, axes, keepdims=True), first))
+    return p * (h - apart(row_sum(p * h, axes), first))
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
@@ -162,6 +171,7 @@ def log_softmax(
     where: ArrayLike | None = None,
     *,
     temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array:
     """Logarithms of the softmax probabilities, in nats.
 
@@ -175,6 +185,7 @@ def log_softmax(
             class has log-probability -inf.
         temperature: in the units of ``x``, as in `softmax`. At 0 the k tied maxima have
             -log(k) and all others -inf.
+        axis_name: as in `softmax`.
 
     Returns:
         Log-probabilities of the shape and dtype of ``x``; integers give floats. Half
@@ -201,10 +212,10 @@ def log_softmax(
         [-2.0611537e-09 -2.0000000e+01]
     """
     x = as_inexact("log_softmax", "x", x)
-    axes = as_axes("log_softmax", axis, x.ndim)
+    axes = as_axes("log_softmax", axis, x.ndim, axis_name)
     where = as_mask("log_softmax", "where", where, x.shape)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        reject_temperature("log_softmax", temperature, x)
+        reject_options("log_softmax", x, temperature, axis_name)
         return jax.nn.log_softmax(x, axes, where)
     tau = as_temperature("log_softmax", temperature, x, axes)
     return _log_softmax_jit(x, where, tau, axes)
@@ -212,7 +223,9 @@ def log_softmax(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _log_softmax_jit(x, where, temperature, axes):
-    return _log_softmax(x, where, per_row(temperature, x.shape, axes), axes)
+    temperature = per_row(temperature, x.shape, axes)
+    x, temperature = vary_alike(axes, x, temperature)
+    return _log_softmax(x, where, temperature, axes)
 
 
 # log p_i = d_i - log1p(s). For a cotangent g with sum G, over the included classes,
@@ -251,8 +264,8 @@ def _log_softmax_bwd(axes, residuals, g):
     if temperature is None:
         return to_input(dz)[0], None, None
     d = shifted(z, m, temperature)
-    u = -jnp.sum(times_log(e, d), axes, keepdims=True) / (1 + s)
-    g_d = jnp.sum(g * jnp.where(jnp.isinf(d), 0, d + u), axes, keepdims=True)
+    u = -row_sum(times_log(e, d), axes) / (1 + s)
+    g_d = row_sum(g * jnp.where(jnp.isinf(d), 0, d + u), axes)
     dtemperature = -jnp.sign(temperature) * inverse_temperature(temperature) * g_d
     return to_input(dz)[0], None, dtemperature
 
@@ -266,6 +279,7 @@ def entropy(
     where: ArrayLike | None = None,
     *,
     temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array:
     """Entropy of the softmax distribution, in nats.
 
@@ -277,6 +291,7 @@ def entropy(
         where: boolean, broadcastable to ``logits``; True includes a class.
         temperature: in the units of the logits, as in `softmax`. At 0 the entropy is
             log(k) for k tied maxima.
+        axis_name: as in `softmax`; every device gets the entropy of the whole.
 
     Returns:
         The logits' shape without ``axis``; float32 for half precision, else the logits'
@@ -301,7 +316,7 @@ def entropy(
         Array(0.83239555, dtype=float32)
     """
     logits = as_real("entropy", "logits", logits)
-    axes = as_axes("entropy", axis, logits.ndim)
+    axes = as_axes("entropy", axis, logits.ndim, axis_name)
     where = as_mask("entropy", "where", where, logits.shape)
     tau = as_temperature("entropy", temperature, logits, axes)
     return _entropy_jit(logits, where, tau, axes)
@@ -310,6 +325,7 @@ def entropy(
 @functools.partial(jax.jit, static_argnames="axes")
 def _entropy_jit(x, where, temperature, axes):
     temperature = per_row(temperature, x.shape, axes)
+    x, temperature = vary_alike(axes, x, temperature)
     return jnp.squeeze(_entropy(x, where, temperature, axes), axes)
 
 
@@ -326,7 +342,7 @@ def _entropy_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     m, s = max_and_tail(z, None, temperature, axes)
     d, e = shifted(z, m, temperature), exp_shifted(z, m, temperature)
-    u = -jnp.sum(times_log(e, d), axes, keepdims=True) / (1 + s)
+    u = -row_sum(times_log(e, d), axes) / (1 + s)
     return jnp.log1p(s) + u, (m, s, u)
 
 
@@ -344,7 +360,7 @@ def _entropy_bwd(axes, residuals, g):
     dx = to_input(-scale * p * surprise)[0]
     if temperature is None:
         return dx, None, None
-    variance = jnp.sum(p * surprise**2, axes, keepdims=True)
+    variance = row_sum(p * surprise**2, axes)
     return dx, None, jnp.sign(temperature) * scale * variance
 
 
