@@ -16,6 +16,7 @@ from jaxsoft._linear import linear_cross_entropy as linear_cross_entropy
 from jaxsoft._linear import linear_log_probs as linear_log_probs
 from jaxsoft._logsumexp import logmeanexp as logmeanexp
 from jaxsoft._logsumexp import logsumexp as logsumexp
+from jaxsoft._sharding import shard_vocab as shard_vocab
 from jaxsoft._smooth import smooth_abs as smooth_abs
 from jaxsoft._smooth import smooth_maximum as smooth_maximum
 from jaxsoft._smooth import smooth_minimum as smooth_minimum
@@ -48,6 +49,7 @@ __all__ = [
     "logmeanexp",
     "logsumexp",
     "multilabel_cross_entropy",
+    "shard_vocab",
     "smooth_abs",
     "smooth_clip",
     "smooth_max",

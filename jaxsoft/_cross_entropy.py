@@ -93,6 +93,10 @@ def cross_entropy(
             ``class_weight[label] * sample_weight`` over the rows that are not ignored;
             for label probabilities by the sum of ``sample_weight``. A mean without any
             weight is 0.
+        axis_name: mesh axis (or tuple of them) over which the classes are split, inside
+            `jax.shard_map`: logits, ``where`` and label probabilities hold the classes
+            of this device, ``class_weight`` those or all; labels are global indices,
+            and every device gets the loss of the whole.
 
     Returns:
         One loss per row, of the logits' shape without ``axis``, or a scalar. float32

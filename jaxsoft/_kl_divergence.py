@@ -26,7 +26,7 @@ from jaxsoft._checks import (
     as_temperature,
     reduced_shape,
 )
-from jaxsoft._max_and_tail import max_and_tail
+from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
@@ -72,6 +72,9 @@ def kl_divergence(
         sample_weight: broadcastable to the divergences.
         reduction: "none", "sum" or "mean", which divides by the sum of
             ``sample_weight`` and is 0 without any weight.
+        axis_name: mesh axis (or tuple of them) over which the classes are split, inside
+            `jax.shard_map`: both logits and ``where`` hold the classes of this device,
+            and every device gets the divergence of the whole.
 
     Returns:
         One divergence per row, of the logits' shape without ``axis``, or a scalar.
@@ -167,8 +170,8 @@ def _kl_divergence(x, y, where, temperature, axes):
 def _plain(x, y, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     w = counted_logits(y, where, temperature)
-    m, s = max_and_tail(z, None, temperature, axes)
-    n, r = max_and_tail(w, None, temperature, axes)
+    m, s = split_logits(x, where, temperature, axes)
+    n, r = split_logits(y, where, temperature, axes)
     p = probabilities(z, m, s, temperature)
     delta = _log_ratio(p, z, m, w, n, temperature)
     likely = row_sum(jnp.where(p > 0.5, delta, 0), axes)

@@ -99,6 +99,11 @@ def linear_cross_entropy(
         chunk_bytes: size of a chunk of float32 logits; the default is 64 MiB. A chunk
             that divides the classes is sought near it. Given a number, the logits are
             always recomputed (see Gradient).
+        axis_name: mesh axis (or tuple of them) over which the vocabulary is split,
+            inside `jax.shard_map`: ``vocab_weight``, ``vocab_bias`` and ``where`` hold
+            the classes of this device, ``class_weight`` those or all; labels are global
+            indices, and every device gets the loss of the whole. `shard_vocab` does
+            this for callers that use `jax.jit`.
 
     Returns:
         One loss per token, of shape (*batch), or a scalar; float32 for half-precision
@@ -264,6 +269,7 @@ def linear_log_probs(
         temperature: in the units of the logits, broadcastable to (*batch, 1). Below 0
             the least likely class becomes the top label.
         softcap: c > 0 replaces the logits by ``c * tanh(logits / c)`` first.
+        axis_name: as in `linear_cross_entropy`.
 
     Returns:
         LogProbs(log_prob, logsumexp, entropy, top_label), each of shape (*batch):

@@ -26,7 +26,7 @@ from jaxsoft._checks import (
     as_temperature,
     reject_options,
 )
-from jaxsoft._max_and_tail import max_and_tail
+from jaxsoft._max_and_tail import max_and_tail, split_logits
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
@@ -253,7 +253,7 @@ def _logsumexp(x, b, where, temperature, axes, mean):
 
 def _plain(x, b, where, temperature, axes, mean):
     z = _weighted_logits(x, b, where, temperature)
-    m, s, total = _split(z, b, temperature, axes)
+    m, s, total = _split(x, z, b, where, temperature, axes)
     excess = _log_abs_sum(z, s, total, where, axes, mean)
     if temperature is None:
         log_sum = m + excess
@@ -302,12 +302,13 @@ def _weighted_logits(x, b, where, temperature):
     return z if b is None else jnp.where((b == 0) & jnp.isnan(z), -jnp.inf, z)
 
 
-def _split(z, b, temperature, axes):
+def _split(x, z, b, where, temperature, axes):
     """(m, s, S). Weights may make S so small that s = S - 1 has lost its digits."""
-    weights = None if b is None else b.astype(z.dtype)
-    m, s = max_and_tail(z, weights, temperature, axes)
     if b is None:
+        m, s = split_logits(x, where, temperature, axes)
         return m, s, 1 + s
+    weights = b.astype(z.dtype)
+    m, s = max_and_tail(z, weights, temperature, axes)
     terms = jnp.where(jnp.isneginf(m), 0, weighted_exp(z, m, weights, temperature))
     return m, s, jnp.where(jnp.abs(s) < 0.5, 1 + s, row_sum(terms, axes))
 

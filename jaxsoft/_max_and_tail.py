@@ -6,14 +6,16 @@ as a kernel of its own, which takes in arithmetic and exp but no comparison, so 
 tail, which leaves the maximum out, would first be written to memory, twice. Measured on
 two cores in float32, beside jax.nn.logsumexp:
 
-    rows x classes    jax.nn    plainly    by blocks
-    256 x 131072       76 ms     150 ms        17 ms
-    4096 x 8192        16 ms     150 ms        20 ms
+    rows x classes    jax.nn    _plainly    _in_groups
+    256 x 131072       76 ms      150 ms         17 ms
+    4096 x 8192        16 ms      100 ms         20 ms
+    65536 x 128         7 ms       23 ms          9 ms
 
-`_by_blocks` adds up the exponentials of blocks of classes without any comparison, and
-then goes again through the one block of each row that holds the maximum, this time
-without it: 1/K of the row for K blocks. Blocks are also what a long row needs: the
-kernel is several times slower when a row does not fit into the cache.
+`_in_groups` adds up the exponentials of groups of classes without any comparison, and
+then goes again through the one group of each row that holds the maximum, this time
+without it. The groups of a long row are blocks: the kernel is several times slower when
+a row does not fit into the cache. Those of a short row lie across it, class l of each
+of a few parts making up group l, which is elementwise work for the whole of a row.
 """
 
 import functools
@@ -23,63 +25,71 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._autodiff import with_jvp
 from jaxsoft._numerics import (
     Axes,
-    bounded_maximum,
+    accumulation_dtype,
+    counted_logits,
     exp_shifted,
-    is_hard,
+    exp_without_comparison,
     row_sum,
     weighted_exp,
 )
 
-# A row of fewer classes is not worth splitting.
+# A row of fewer classes is not worth splitting; one of more is split into blocks.
 FEWEST_CLASSES = 32
-MOST_BLOCKS = 64
+MOST_CLASSES_ACROSS = 1024
 
 
-# With m held fixed, s' = sum_i (b_i e_i)', now with the maximum's term. A rule, since
-# the schedules below compute s in ways that have no such derivative. As a custom_vjp
-# it also survives in a scan that is differentiated twice in reverse.
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def split_logits(
+    x: Array,
+    where: Array | None,
+    temperature: Array | None,
+    axes: Axes,
+    softcap: Array | None = None,
+) -> tuple[Array, Array]:
+    """(m, s) of the counted logits."""
+    z = counted_logits(x, where, temperature, softcap, narrow=True)
+    return max_and_tail(z, None, temperature, axes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def max_and_tail(
     z: Array, weights: Array | None, temperature: Array | None, axes: Axes
 ) -> tuple[Array, Array]:
     """(m, s) over axes, which are kept with size 1. Nothing that counts: (-inf, 0).
 
-    With weights b (those of `logsumexp`), s = sum_i b_i e_i - 1, and m is the maximum
-    where b is not 0.
+    z may be in half precision still. With weights b (those of `logsumexp`),
+    s = sum_i b_i e_i - 1, and m is the maximum where b is not 0.
     """
     m, s = _local_max_and_tail(z, weights, temperature, axes)
     return _over_devices(m, s, temperature, axes) if axes.mesh_names else (m, s)
 
 
-def _fwd(z, weights, temperature, axes):
-    m, s = max_and_tail(z, weights, temperature, axes)
-    return (m, s), (z, weights, temperature, m)
-
-
-def _bwd(axes, residuals, cotangents):
-    z, weights, temperature, m = residuals
+# With m held fixed, s' = sum_i (b_i e_i)', now with the maximum's term. JAX drops the
+# rule in a scan that is differentiated twice, first in reverse; so what the schedules
+# below compute has the same derivative, if a slower one.
+@max_and_tail.defjvp
+def _max_and_tail_jvp(axes, primals, tangents):
+    m, s = max_and_tail(*primals, axes)
 
     def total(z, weights, temperature):
-        return row_sum(weighted_exp(z, m, weights, temperature), axes)
+        wide = z.astype(accumulation_dtype(z.dtype))
+        return row_sum(weighted_exp(wide, m, weights, temperature), axes)
 
-    return jax.vjp(total, z, weights, temperature)[1](cotangents[1])
-
-
-max_and_tail.defvjp(_fwd, _bwd)
+    _, s_dot = jax.jvp(total, primals, tangents)
+    return (m, s), (jnp.zeros_like(m), s_dot)
 
 
 def _local_max_and_tail(z, weights, temperature, axes):
     plainly = functools.partial(_plainly, weights=weights, axes=axes)
-    in_blocks = weights is None and len(axes) == 1 and z.dtype == jnp.float32
-    if not in_blocks or z.shape[axes[0]] < FEWEST_CLASSES or z.size == 0:
+    in_float32 = accumulation_dtype(z.dtype) == jnp.float32
+    grouping = None
+    if weights is None and len(axes) == 1 and in_float32 and z.size:
+        grouping = _grouping(z.shape[axes[0]])
+    if grouping is None:
         return plainly(z, temperature)
-    return jax.lax.platform_dependent(
-        z, temperature, cpu=functools.partial(_by_blocks, axis=axes[0]), default=plainly
-    )
+    in_groups = functools.partial(_in_groups, axis=axes[0], grouping=grouping)
+    return jax.lax.platform_dependent(z, temperature, cpu=in_groups, default=plainly)
 
 
 def _over_devices(m, s, temperature, axes):
@@ -97,48 +107,77 @@ def _over_devices(m, s, temperature, axes):
 
 
 def _plainly(z, temperature, *, weights, axes):
+    z = z.astype(accumulation_dtype(z.dtype))
     of_weight = z if weights is None else jnp.where(weights == 0, -jnp.inf, z)
     m = jnp.max(of_weight, axes, keepdims=True, initial=-jnp.inf)
+    m = jax.lax.stop_gradient(m)
     return m, _tail(z, m, weights, temperature, axes)
 
 
 def _tail(z, m, weights, temperature, axes):
     top = z == m
-    e = jnp.where(top, 0, weighted_exp(z, m, weights, temperature))
+    e = _without_top(top, weighted_exp(z, m, weights, temperature))
     terms_of_maximum = jnp.where(top, 1 if weights is None else weights, 0)
+    terms_of_maximum = jax.lax.stop_gradient(terms_of_maximum)
     s = jnp.sum(e, axes, keepdims=True) + (
         jnp.sum(terms_of_maximum, axes, keepdims=True, dtype=z.dtype) - 1
     )
     return jnp.where(jnp.isneginf(m), 0, s)
 
 
-def _by_blocks(z, temperature, *, axis):
-    blocks = _in_blocks(z, axis)
+def _in_groups(z, temperature, *, axis, grouping):
+    parts, length, across = grouping
+    z = _split(z, axis, parts, length)
+    groups, members = (axis + 1, axis) if across else (axis, axis + 1)
     t = None if temperature is None else jnp.expand_dims(temperature, axis)
-    m_of_block = jnp.max(blocks, axis + 1, keepdims=True)
-    m = jnp.max(m_of_block, axis, keepdims=True)
-    # The first block that holds the maximum.
-    chosen = jnp.argmax(m_of_block, axis, keepdims=True)
-    block = jnp.take_along_axis(blocks, chosen, axis, mode="promise_in_bounds")
-    tail = _tail_in_one_pass(block, m, t, axis + 1)
-    # In this order, so that no two arrays of one number per block are ever needed.
+
+    def wide(z):  # where it is used, so that no wide copy is made
+        return z.astype(jnp.float32)
+
+    m_of_group = _over_members(jnp.maximum, jnp.max, wide, z, members, across)
+    m_of_group = jax.lax.stop_gradient(m_of_group)
+    m = jnp.max(m_of_group, groups, keepdims=True)
+    # The first group that holds the maximum.
+    chosen = jnp.argmax(m_of_group, groups, keepdims=True)
+    group = jnp.take_along_axis(z, chosen, groups, mode="promise_in_bounds")
+    tail = _tail_in_one_pass(wide(group), m, t, members)
+    # In this order, so that no two arrays of one number per group are ever needed.
     m, chosen, tail = jax.lax.optimization_barrier((m, chosen, tail))
-    e = _exp_without_comparison(blocks, m, t)
-    sum_of_block = jnp.sum(e, axis + 1, keepdims=True)
-    number = jax.lax.broadcasted_iota(chosen.dtype, sum_of_block.shape, axis)
-    others = jnp.where(number == chosen, 0, sum_of_block)
-    s = tail + jnp.sum(others, axis, keepdims=True)
+
+    def e(z):
+        return exp_without_comparison(wide(z), m, t)
+
+    sum_of_group = _over_members(jnp.add, jnp.sum, e, z, members, across)
+    number = jax.lax.broadcasted_iota(chosen.dtype, sum_of_group.shape, groups)
+    others = jnp.where(number == chosen, 0, sum_of_group)
+    s = tail + jnp.sum(others, groups, keepdims=True)
     s = jnp.where(jnp.isneginf(m), 0, s)
     return jnp.squeeze(m, axis), jnp.squeeze(s, axis)
+
+
+def _over_members(operator, reduction, of_class, z, members, across):
+    """A reduction over the classes of every group; across the row it is spelt out, one
+    term for each part, since that is not a kernel but a loop."""
+    if not across:
+        return reduction(of_class(z), members, keepdims=True)
+    parts = (
+        jax.lax.slice_in_dim(z, k, k + 1, axis=members) for k in range(z.shape[members])
+    )
+    return functools.reduce(operator, map(of_class, parts))
+
+
+def _without_top(top, e):
+    """e with 0 at the maximum, where its derivative stays."""
+    return jnp.where(top, e - jax.lax.stop_gradient(e), e)
 
 
 def _tail_in_one_pass(z, m, temperature, axis):
     """_tail, where z is not to be written to memory first: a reduction of two arrays
     at once is no kernel, but a loop that takes in everything."""
     top = z == m
-    e = jnp.where(top, 0, exp_shifted(z, m, temperature))
+    e = _without_top(top, exp_shifted(z, m, temperature))
     below, at_maximum = jax.lax.reduce(
-        (e, top.astype(e.dtype)),
+        (e, top.astype(e.dtype) + 0 * e),  # JAX wants a tangent of each
         (jnp.zeros((), e.dtype), jnp.zeros((), e.dtype)),
         lambda a, b: (a[0] + b[0], a[1] + b[1]),
         (axis,),
@@ -146,37 +185,30 @@ def _tail_in_one_pass(z, m, temperature, axis):
     return jnp.expand_dims(below + (at_maximum - 1), axis)
 
 
-def _exp_without_comparison(z, m, temperature):
-    """exp_shifted, up to the rounding of z - m. An entry +inf counts as the largest
-    finite number, and rows of -inf have all 0."""
-    largest = jnp.finfo(z.dtype).max
-    gap = jnp.minimum(z, largest) - bounded_maximum(m)
-    if temperature is None:
-        return jnp.exp(gap)
-    # At tau = 0 a gap is divided by the smallest number, which leaves at least 1, and
-    # then made huge.
-    hard = is_hard(temperature)
-    smallest = jnp.finfo(z.dtype).tiny
-    divisor = jnp.where(hard, smallest, jnp.minimum(jnp.abs(temperature), largest))
-    return jnp.exp(gap / divisor * jnp.where(hard, largest, 1))
-
-
-def _in_blocks(z, axis):
-    """z with its class axis split into (blocks, classes of a block)."""
-    classes = z.shape[axis]
-    length = _block_length(classes)
-    missing = -classes % length
+def _split(z, axis, parts, length):
+    """z with its class axis split in two, filled up with -inf."""
+    missing = parts * length - z.shape[axis]
     if missing:
         padding = [(0, 0, 0)] * z.ndim
         padding[axis] = (0, missing, 0)
         z = jax.lax.pad(z, jnp.array(-jnp.inf, z.dtype), padding)
-    return z.reshape(*z.shape[:axis], -1, length, *z.shape[axis + 1 :])
+    return z.reshape(*z.shape[:axis], parts, length, *z.shape[axis + 1 :])
 
 
-def _block_length(classes: int) -> int:
-    """Near the square root, so that neither the blocks nor the classes of a block are
-    many, and not too many blocks to be called O(1). A divisor if there is one: a row
-    that has to be padded is copied."""
-    ideal = max(math.isqrt(classes), classes // MOST_BLOCKS)
-    divisors = [d for d in range(ideal // 3, 3 * ideal) if classes % d == 0]
-    return min(divisors, key=lambda d: abs(math.log(d / ideal)), default=ideal)
+def _grouping(classes: int) -> tuple[int, int, bool] | None:
+    """(parts, length, across) of a row; None where it is best left whole."""
+    if classes < FEWEST_CLASSES:
+        return None
+    if classes <= MOST_CLASSES_ACROSS:
+        parts = _divisor_near(8, classes)
+        return None if parts is None else (parts, classes // parts, True)
+    # Somewhat more blocks than classes of a block, which cost more. A row that has to
+    # be filled up is copied.
+    ideal = math.isqrt(classes // 2)
+    length = _divisor_near(ideal, classes) or ideal
+    return -(-classes // length), length, False
+
+
+def _divisor_near(ideal: int, number: int) -> int | None:
+    divisors = [d for d in range(ideal // 2, 3 * ideal) if number % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / ideal)), default=None)

@@ -55,6 +55,11 @@ def row_sum(v: Array, axes: Axes, dtype: DTypeLike | None = None) -> Array:
     return jax.lax.psum(total, axes.mesh_names) if axes.mesh_names else total
 
 
+def row_max(v: Array, axes: Axes) -> Array:
+    top = jnp.max(v, axes, keepdims=True, initial=-jnp.inf)
+    return jax.lax.pmax(top, axes.mesh_names) if axes.mesh_names else top
+
+
 def class_count(shape: tuple[int, ...], axes: Axes) -> int:
     return math.prod(shape[a] for a in axes) * shard_count(axes)
 
@@ -118,13 +123,17 @@ def counted_logits(
     where: Array | None,
     temperature: Array | None,
     softcap: Array | None = None,
+    narrow: bool = False,
 ) -> Array:
     """z: x in the accumulation dtype, capped, signed, masked; a masked entry is -inf.
 
     A rule calls this in its forward and in its backward pass, so that both see the
-    same logits and only x itself is saved. Its transpose takes dz back to dx.
+    same logits and only x itself is saved. Its transpose takes dz back to dx. Narrow
+    logits stay in the dtype of x, exactly, unless there is a softcap.
     """
-    z = converted(x, accumulation_dtype(x.dtype))
+    z = x
+    if softcap is not None or not narrow:
+        z = converted(x, accumulation_dtype(x.dtype))
     if softcap is not None:
         # A masked NaN must not meet the derivative of the cap.
         z = capped(z if where is None else jnp.where(where, z, 0), softcap)
@@ -287,6 +296,21 @@ def below_maximum(z: Array, m: Array) -> Array:
 def bounded_maximum(m: Array) -> Array:
     """A maximum that may be subtracted: 0 in place of -inf, the largest for +inf."""
     return jnp.where(jnp.isneginf(m), 0, jnp.minimum(m, jnp.finfo(m.dtype).max))
+
+
+def exp_without_comparison(z, m, temperature):
+    """exp_shifted, up to the rounding of z - m. An entry +inf counts as the largest
+    finite number, and rows of -inf have all 0."""
+    largest = jnp.finfo(z.dtype).max
+    gap = jnp.minimum(z, largest) - bounded_maximum(m)
+    if temperature is None:
+        return jnp.exp(gap)
+    # At tau = 0 a gap is divided by the smallest number, which leaves at least 1, and
+    # then made huge.
+    hard = is_hard(temperature)
+    smallest = jnp.finfo(z.dtype).tiny
+    divisor = jnp.where(hard, smallest, jnp.minimum(jnp.abs(temperature), largest))
+    return jnp.exp(gap / divisor * jnp.where(hard, largest, 1))
 
 
 @jax.custom_jvp

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._max_and_tail import max_and_tail
+from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
@@ -67,9 +67,11 @@ def row_terms(
 
 
 def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_lse):
-    mask = _mask(where, targets, spread_weight, softcap)
+    # For the split alone, an ignored row costs less when it is dropped afterwards.
+    mask = _mask(where, targets)
+    needed = where if spread_weight is None and softcap is None else mask
     z = counted_logits(x, mask, temperature, softcap)
-    m, s = max_and_tail(z, None, temperature, axes)
+    m, s = split_logits(x, needed, temperature, axes, softcap)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
     nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
     if isinstance(targets, RowLabels):
@@ -91,15 +93,15 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
 
 
 def _fwd(x, targets, spread_weight, where, temperature, softcap, axes, with_lse):
-    out, split = _plain(
+    out, row_numbers = _plain(
         x, targets, spread_weight, where, temperature, softcap, axes, with_lse
     )
-    return out, (x, targets, spread_weight, where, temperature, softcap, split)
+    return out, (x, targets, spread_weight, where, temperature, softcap, row_numbers)
 
 
 def _bwd(axes, with_lse, residuals, cotangents):
     x, targets, spread_weight, where, temperature, softcap, (m, s) = residuals
-    mask = _mask(where, targets, spread_weight, softcap)
+    mask = _mask(where, targets)
     z, to_input = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
@@ -142,8 +144,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
             lse_of_max = m * inverse_temperature(temperature)
             dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
         dtemperature = jnp.sign(temperature) * inverse_temperature(temperature) * dt
-        dtemperature = _of_counted(targets, dtemperature, 0)
-    dx, dsoftcap = to_input(_of_counted(targets, dz, 0))
+    dx, dsoftcap = to_input(dz)
     return dx, dtargets, dspread_weight, None, dtemperature, dsoftcap
 
 
@@ -166,14 +167,11 @@ def spread_cotangent(k, w, total, e, s):
     return k * jnp.where(e > s + (1 - e), sure, total * e - w * (1 + s))
 
 
-def _mask(where, targets, spread_weight, softcap):
-    """The classes that count: none in an ignored row, where more is made of a class
-    than its probability. Elsewhere `_of_counted` drops the row, which costs less."""
+def _mask(where, targets):
+    """An ignored row is a row in which no class counts."""
     if not isinstance(targets, RowLabels):
         return where
-    if where is not None:
-        return where & targets.counted
-    return None if spread_weight is None and softcap is None else targets.counted
+    return targets.counted if where is None else where & targets.counted
 
 
 def _of_counted(targets, v, otherwise):

@@ -25,7 +25,7 @@ from jaxsoft._checks import (
     as_temperature,
 )
 from jaxsoft._logsumexp import logsumexp
-from jaxsoft._max_and_tail import max_and_tail
+from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
@@ -216,7 +216,7 @@ def _boltzmann_max(x, where, temperature, axes):
 
 def _boltzmann_max_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(z, None, temperature, axes)
+    m, s = split_logits(x, where, temperature, axes)
     e = exp_shifted(z, m, temperature)
     below = jnp.sum(times_log(e, shifted(z, m, None)), axes, keepdims=True)
     b = m + below / (1 + s)

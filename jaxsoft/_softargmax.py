@@ -24,7 +24,7 @@ from jaxsoft._checks import (
     as_temperature,
     fitted,
 )
-from jaxsoft._max_and_tail import max_and_tail
+from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
@@ -126,7 +126,7 @@ def _softargmax(x, positions, where, temperature, axes):
 
 def _softargmax_plain(x, positions, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(z, None, temperature, axes)
+    m, s = split_logits(x, where, temperature, axes)
     e = exp_shifted(z, m, temperature)
     a = _positions_that_count(positions, e, axes)
     return jnp.sum(e * a, axes, keepdims=True) / (1 + s), (m, s)

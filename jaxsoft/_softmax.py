@@ -23,15 +23,17 @@ from jaxsoft._checks import (
     as_temperature,
     reject_options,
 )
-from jaxsoft._max_and_tail import max_and_tail
+from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     accumulation_dtype,
     apart,
     counted_logits,
     exp_shifted,
+    exp_without_comparison,
     inverse_temperature,
     per_row,
     probabilities,
+    row_max,
     row_sum,
     shifted,
     sum_over_others,
@@ -125,8 +127,22 @@ def _softmax(x, where, temperature, axes):
 
 def _softmax_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(z, None, temperature, axes)
-    return probabilities(z, m, s, temperature).astype(x.dtype), (m, s)
+    if temperature is None:
+        p, m, s = _without_comparison(z, axes)
+    else:
+        m, s = split_logits(x, where, temperature, axes)
+        p = probabilities(z, m, s, temperature)
+    return p.astype(x.dtype), (m, s)
+
+
+def _without_comparison(z, axes):
+    """p, m and s, of which p needs no tail: S = 1 + s has the digits that p shows. All
+    of it is arithmetic, which XLA's CPU backend runs as one kernel."""
+    m = jax.lax.stop_gradient(row_max(z, axes))
+    e = exp_without_comparison(z, m, None)
+    total = row_sum(e, axes)
+    total = total + (1 - jnp.sign(total))  # 1 where nothing counts
+    return e / total, m, total - 1
 
 
 def _softmax_fwd(x, where, temperature, axes):
@@ -243,7 +259,7 @@ def _log_softmax(x, where, temperature, axes):
 
 def _log_softmax_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(z, None, temperature, axes)
+    m, s = split_logits(x, where, temperature, axes)
     log_p = shifted(z, m, temperature) - jnp.log1p(s)
     return log_p.astype(x.dtype), (m, s)
 
@@ -340,7 +356,7 @@ def _entropy(x, where, temperature, axes):
 
 def _entropy_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(z, None, temperature, axes)
+    m, s = split_logits(x, where, temperature, axes)
     d, e = shifted(z, m, temperature), exp_shifted(z, m, temperature)
     u = -row_sum(times_log(e, d), axes) / (1 + s)
     return jnp.log1p(s) + u, (m, s, u)

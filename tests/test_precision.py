@@ -14,9 +14,10 @@ SCALES = (0.1, 1.0, 10.0, 100.0)
 SIZES = (2, 3, 17, 300)
 GAPS = range(5, 81, 5)
 
-# The worst entries lie far below the maximum, where exp multiplies a rounding of its
-# argument by 70. Most results get that rounding back; long sums on a CPU do not.
-PROMISED_ULP = 64
+# The worst entries lie far below the maximum, where a shift of up to 128 has a rounding
+# that exp turns into 64 ulp; and there are a few roundings more. Most results get that
+# rounding back; long sums and softmax on a CPU do not.
+PROMISED_ULP = 68
 PROMISED_RELATIVE = 1e-5
 # Below, float32 has few digits left, and processors flush to 0.
 FLUSHED = 1e-36

@@ -1,0 +1,887 @@
+"""The losses of a linear head against the same losses of its logits.
+
+Comparisons are made in float64 where they can be: there a term that is wrong or missing
+cannot pass for rounding.
+"""
+
+import ast
+import dataclasses
+import functools
+import pathlib
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import jaxsoft
+from jaxsoft import _linear
+
+Draw = Callable[[np.random.Generator, tuple[int, ...], int], Any]
+
+# Float arguments beside hidden and vocab_weight, by the option they are for.
+DRAWS: dict[str, Draw] = {
+    "vocab_bias": lambda rng, batch, classes: rng.normal(size=classes),
+    "class_weight": lambda rng, batch, classes: rng.uniform(0.2, 2, classes),
+    "sample_weight": lambda rng, batch, classes: rng.uniform(0.2, 2, batch),
+    "label_smoothing": lambda rng, batch, classes: rng.uniform(0.1, 0.5),
+    "temperature": lambda rng, batch, classes: (
+        rng.choice([-1, 1]) * rng.uniform(0.5, 2, (*batch, 1))
+    ),
+    "softcap": lambda rng, batch, classes: rng.uniform(1, 5),
+    "z_loss": lambda rng, batch, classes: rng.uniform(0.1, 0.5),
+}
+ALL = tuple(DRAWS)
+# Smoothing needs the head's gradient of its own.
+WITHOUT_SMOOTHING = tuple(name for name in DRAWS if name != "label_smoothing")
+OF_HEAD = ("vocab_weight", "vocab_bias", "softcap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A head, its tokens and its options; `draw` fills in the numbers."""
+
+    options: tuple[str, ...] = ()
+    batch: tuple[int, ...] = (7,)
+    features: int = 5
+    classes: int = 13
+    chunk: int | None = 4  # classes in a chunk; None leaves all to the function
+    vocab_axis: int = 0
+    where: str = ""  # "", "per token" or "shared"
+    ignored: float = 0.3
+    reduction: str = "none"
+    ignore_index: int | None = -100
+    constant: tuple[str, ...] = ()  # arguments that are not differentiated
+
+    def but(self, **changes: Any) -> Any:
+        return dataclasses.replace(self, **changes)
+
+    def layout(self) -> dict[str, Any]:
+        tokens = max(int(np.prod(self.batch, dtype=int)), 1)
+        chunk_bytes = self.chunk and 4 * tokens * self.chunk
+        return {"vocab_axis": self.vocab_axis, "chunk_bytes": chunk_bytes}
+
+    def draw(self, seed: int) -> tuple[dict[str, Any], dict[str, Any], Any]:
+        """(float arguments, labels and mask, cotangent of the loss), float64."""
+        rng = np.random.default_rng(seed)
+        weight = rng.normal(size=(self.classes, self.features))
+        floats = {
+            "hidden": rng.normal(size=(*self.batch, self.features)),
+            "vocab_weight": weight if self.vocab_axis == 0 else weight.T,
+        }
+        for name in self.options:
+            floats[name] = DRAWS[name](rng, self.batch, self.classes)
+        labels = rng.integers(0, self.classes, self.batch)
+        others: dict[str, Any] = {}
+        if self.where == "per token":
+            mask = rng.random((*self.batch, self.classes)) < 0.7
+            others["where"] = mask | (labels[..., None] == np.arange(self.classes))
+        if self.where == "shared":
+            others["where"] = np.arange(self.classes) % 5 != 4
+            labels = np.where(labels % 5 == 4, 0, labels)
+        if self.ignore_index is not None:
+            is_ignored = rng.random(self.batch) < self.ignored
+            labels = np.where(is_ignored, self.ignore_index, labels)
+        others["labels"] = labels.astype(np.int32)
+        cotangent = rng.normal(size=self.batch if self.reduction == "none" else ())
+        return floats, others, cotangent
+
+    def arguments(self, seed: int, dtype: Any = float) -> tuple[Any, Any, Any]:
+        floats, others, cotangent = self.draw(seed)
+        return as_dtype(floats, dtype), others, as_dtype(cotangent, dtype)
+
+    def head(self, floats: dict[str, Any], others: dict[str, Any]) -> Any:
+        """linear_cross_entropy of the drawn arguments."""
+        return jaxsoft.linear_cross_entropy(
+            **floats,
+            **others,
+            **self.layout(),
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+    def of_logits(self, floats: dict[str, Any], others: dict[str, Any]) -> Any:
+        """cross_entropy of the logits of the same arguments."""
+        logits, options = logits_of(floats, self.vocab_axis)
+        return jaxsoft.cross_entropy(
+            logits,
+            **others,
+            **options,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+
+class LogProbsCase(Case):
+    """The three differentiable outputs of linear_log_probs, stacked."""
+
+    def draw(self, seed: int) -> tuple[dict[str, Any], dict[str, Any], Any]:
+        floats, others, _ = self.but(ignore_index=None)._draw(seed)
+        cotangent = np.random.default_rng(seed + 1).normal(size=(3, *self.batch))
+        return floats, others, cotangent
+
+    _draw = Case.draw
+
+    def head(self, floats: dict[str, Any], others: dict[str, Any]) -> Any:
+        result = jaxsoft.linear_log_probs(**floats, **others, **self.layout())
+        return jnp.stack(result[:3])
+
+    def of_logits(self, floats: dict[str, Any], others: dict[str, Any]) -> Any:
+        x, options = logits_of(floats, self.vocab_axis)
+        t = options.get("temperature", 1.0)
+        if "softcap" in options:
+            x = options["softcap"] * jnp.tanh(x / options["softcap"])
+        log_p = jaxsoft.log_softmax(x, temperature=t)
+        of_label = jnp.take_along_axis(log_p, others["labels"][..., None], -1)
+        lse = jaxsoft.logsumexp(x, -1, temperature=t, keepdims=True) / t
+        entropy = jaxsoft.entropy(x, temperature=t)
+        return jnp.stack([of_label[..., 0], lse[..., 0], entropy])
+
+
+def logits_of(floats: dict[str, Any], vocab_axis: int) -> tuple[Any, dict[str, Any]]:
+    """The logits, and what is left of the arguments."""
+    options = dict(floats)
+    weight = options.pop("vocab_weight")
+    logits = options.pop("hidden") @ (weight if vocab_axis == 1 else weight.T)
+    bias = options.pop("vocab_bias", jnp.zeros((), logits.dtype))
+    return logits + jnp.broadcast_to(bias, logits.shape), options
+
+
+def as_dtype(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda v: jnp.asarray(v, dtype), tree)
+
+
+# What is compiled for a few numbers need not be fast.
+quickly = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def value_and_pullback(f: Callable[..., Any], constant: Sequence[str] = ()) -> Any:
+    """A function of (floats, others, cotangent), for f of (floats, others)."""
+
+    @quickly
+    def both(floats, others, cotangent):
+        fixed = {name: floats[name] for name in constant}
+        moving = {name: v for name, v in floats.items() if name not in constant}
+        value, pull = jax.vjp(lambda moving: f({**fixed, **moving}, others), moving)
+        return value, pull(cotangent)[0]
+
+    return both
+
+
+def head_and_logits(case: Case) -> tuple[Any, Any]:
+    """Value and gradients by both ways, compiled."""
+    linear = value_and_pullback(case.head, case.constant)
+    return linear, value_and_pullback(case.of_logits, case.constant)
+
+
+# Sums of some ten terms, each a few operations long, in float64: 1e-13. A wrong term is
+# off by about 1.
+ROUNDINGS = 2000
+
+
+def assert_close(actual, expected, roundings: float = ROUNDINGS, what: str = ""):
+    """Up to so many roundings of numbers as large as the largest expected one."""
+    actual, expected = jnp.asarray(actual), np.asarray(expected, np.float64)
+    finite = np.abs(expected)
+    scale = max(1.0, np.max(finite, where=np.isfinite(finite), initial=0.0))
+    tolerance = roundings * float(jnp.finfo(actual.dtype).eps) * scale
+    np.testing.assert_allclose(
+        np.asarray(actual, np.float64), expected, rtol=0, atol=tolerance, err_msg=what
+    )
+
+
+def assert_same(actual: Any, expected: Any, roundings: float = ROUNDINGS) -> None:
+    """Trees of the same structure and of close numbers."""
+    leaves, tree = jax.tree.flatten_with_path(actual)
+    assert tree == jax.tree.structure(expected)
+    for (path, leaf), wanted in zip(leaves, jax.tree.leaves(expected)):
+        assert leaf.shape == wanted.shape
+        assert_close(leaf, wanted, roundings, jax.tree_util.keystr(path))
+
+
+def check_against_logits(case: Case, seeds: Sequence[int]) -> None:
+    """With labels of which some are ignored, and at last all."""
+    linear, dense = head_and_logits(case)
+    for seed in (*seeds, -1):
+        drawn = case if seed >= 0 else case.but(ignored=1.0)
+        arguments = drawn.arguments(abs(seed))
+        expected = dense(*arguments)
+        assert not any(np.any(np.isnan(v)) for v in jax.tree.leaves(expected))
+        assert_same(linear(*arguments), expected)
+
+
+MEAN = Case(("class_weight", "sample_weight"), chunk=None, reduction="mean")
+SUM = Case(ALL, chunk=None, where="per token", reduction="sum")
+OF_LOG_PROBS = ("vocab_bias", "temperature", "softcap")
+CASES: dict[str, Case] = {
+    "no options": Case(),
+    "every option": Case(ALL, where="per token"),
+    "every option, transposed": Case(
+        ALL, batch=(2, 3), vocab_axis=1, where="shared", ignore_index=None
+    ),
+    "one token, one class": Case(("vocab_bias",), batch=(), classes=1),
+    "no tokens": Case(("vocab_bias",), batch=(0,)),
+    "classes divided by the chunk, transposed": Case(classes=12, vocab_axis=1),
+    "fewer classes than a chunk": Case(("vocab_bias",), classes=3, chunk=100),
+    "frozen head": Case(WITHOUT_SMOOTHING, where="per token", constant=OF_HEAD),
+    "frozen head, smoothed": Case(
+        ("label_smoothing",), vocab_axis=1, constant=OF_HEAD[:1]
+    ),
+    "head alone": Case(ALL, constant=("hidden", "temperature")),
+    "mean": MEAN,
+    "mean, recomputed": MEAN.but(chunk=4),
+    "mean of no tokens": MEAN.but(batch=(2, 0)),
+    "mean, frozen head": SUM.but(reduction="mean", constant=OF_HEAD),
+    "sum": SUM,
+    "sum, transposed, frozen head but for its bias": SUM.but(
+        batch=(2, 3), where="shared", vocab_axis=1, constant=OF_HEAD[:1]
+    ),
+    "log_probs": LogProbsCase(OF_LOG_PROBS, batch=(2, 3), vocab_axis=1),
+    "log_probs, fewer classes than a chunk": LogProbsCase(classes=3, chunk=9),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.usefixtures("x64")
+def test_value_and_every_gradient_are_those_of_the_logits(case: Case):
+    check_against_logits(case, seeds=range(2))
+
+
+def random_case(seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+    classes = int(rng.choice([2, 7, 11, 17, 24, 31]))
+    reduction = str(rng.choice(["none", "sum", "mean"]))
+    chunk = int(rng.integers(1, classes + 3))
+    return Case(
+        options=tuple(name for name in DRAWS if rng.random() < 0.5),
+        batch=tuple(int(n) for n in rng.integers(1, 5, rng.integers(1, 4))),
+        features=int(rng.integers(1, 8)),
+        classes=classes,
+        chunk=chunk if reduction == "none" or rng.random() < 0.5 else None,
+        vocab_axis=int(rng.integers(2)),
+        where=str(rng.choice(["", "per token", "shared"])),
+        ignored=float(rng.choice([0, 0.3, 0.8])),
+        reduction=reduction,
+        ignore_index=[-100, None, 1][rng.integers(3)],
+        constant=OF_HEAD[:1] if rng.random() < 0.2 else (),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.usefixtures("x64")
+def test_random_combinations(seed: int):
+    check_against_logits(random_case(seed), seeds=(seed, seed + 100))
+
+
+# From 512 tokens on, blocks of tokens without a counted label are skipped. There is no
+# way to divide 601 tokens into equal blocks.
+MANY = Case(
+    ("vocab_bias", "label_smoothing", "temperature"),
+    batch=(601,),
+    features=3,
+    classes=11,
+    where="per token",
+)
+MANY_CASES = {
+    "none": MANY,
+    "none, frozen head": MANY.but(
+        options=("temperature", "softcap"), where="shared", constant=OF_HEAD[::2]
+    ),
+    "mean": MANY.but(chunk=None, reduction="mean"),
+}
+
+
+@pytest.mark.parametrize("case", MANY_CASES.values(), ids=MANY_CASES)
+@pytest.mark.usefixtures("x64")
+def test_blocks_of_tokens(case: Case):
+    """Ignored labels lie anywhere; at last they are all there is."""
+    linear, dense = head_and_logits(case)
+    for ignored in (0.0, 0.3, 0.8, 1.0):
+        arguments = case.but(ignored=ignored).arguments(1)
+        assert_same(linear(*arguments), dense(*arguments))
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_sum_over_a_part_of_the_tokens(monkeypatch):
+    """A large head leaves room for 131 tokens of 150. No other test has this shape, or
+    a program compiled for the whole budget would serve here."""
+    monkeypatch.setattr(_linear, "SUM_BYTES", 4 * 11 * (131 + 3))
+    options = ("vocab_bias", "temperature")
+    case = MANY.but(options=options, batch=(150,), chunk=None, reduction="sum")
+    check_against_logits(case.but(ignore_index=None), seeds=range(2))
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_chunk_does_not_matter():
+    options = ("vocab_bias", "label_smoothing", "temperature")
+    case = Case(options, batch=(6,), classes=23, vocab_axis=1, where="per token")
+    arguments = case.arguments(2, jnp.float32)
+    first, *more = (
+        value_and_pullback(case.but(chunk=chunk).head)(*arguments)
+        for chunk in (1, 22, 23)
+    )
+    for result in more:
+        # Sums of 23 terms in another order.
+        assert_same(result, first, 32)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_differentiation_does_not_change_the_value(reduction):
+    case = Case(("vocab_bias",), batch=(3, 5), chunk=None, reduction=reduction)
+    floats, others, _ = case.arguments(4, jnp.float32)
+    f = functools.partial(case.head, others=others)
+    value = jax.jit(f)(floats)
+    with_reverse = jax.jit(lambda floats: jax.vjp(f, floats)[0])(floats)
+    with_forward = jax.jit(lambda floats: jax.jvp(f, (floats,), (floats,))[0])(floats)
+    # Of a sum, the gradient is taken together with the value, in a loop over tokens.
+    roundings = 0 if reduction == "none" else 2
+    for other in (with_reverse, with_forward, f(floats)):
+        assert_close(other, value, roundings)
+
+
+@pytest.mark.usefixtures("x64")
+def test_float32_is_as_good_as_its_inputs():
+    options = ("vocab_bias", "label_smoothing", "temperature")
+    case = Case(options, batch=(40,), features=16, classes=101, chunk=16)
+    linear, dense = head_and_logits(case)
+    for seed in range(2):
+        floats, others, cotangent = case.arguments(seed, jnp.float32)
+        actual = linear(floats, others, cotangent)
+        assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {
+            jnp.dtype(jnp.float32)
+        }
+        floats, cotangent = as_dtype((floats, cotangent), float)
+        # A logit sums 16 products; a sum over classes weighs each by 1 at most.
+        assert_same(actual, dense(floats, others, cotangent), 64)
+
+
+# The derivatives in both modes and their nestings.
+
+
+def every_derivative(f, constant, wrap, problem):
+    floats, tangents, others, cotangent = problem
+    fixed = {name: floats[name] for name in constant}
+    moving = {name: v for name, v in floats.items() if name not in constant}
+    tangents = {name: tangents[name] for name in moving}
+    g = wrap(lambda moving: f({**fixed, **moving}, others))
+
+    def total(moving):
+        return jnp.sum(cotangent * g(moving))
+
+    def gradient_along(moving):
+        products = jax.tree.map(jnp.vdot, jax.grad(total)(moving), tangents)
+        return sum(jax.tree.leaves(products))
+
+    return {
+        "forward": jax.jvp(g, (moving,), (tangents,)),
+        "forward over reverse": jax.jvp(jax.grad(total), (moving,), (tangents,)),
+        "reverse over reverse": jax.grad(gradient_along)(moving),
+    }
+
+
+@functools.partial(quickly, static_argnums=(0, 1))
+def under_vmap(f, constant, problems):
+    each = functools.partial(every_derivative, f, constant, lambda g: g)
+    return jax.vmap(each)(problems)
+
+
+@functools.partial(quickly, static_argnums=(0, 1))
+def under_scan_and_checkpoint(f, constant, problems):
+    def step(count, problem):
+        return count + 1, every_derivative(f, constant, jax.checkpoint, problem)
+
+    return jax.lax.scan(step, 0, problems)[1]
+
+
+SMALL = Case(OF_LOG_PROBS[:2], batch=(3,), features=2, classes=5, chunk=3)
+SMALL_CASES = {
+    # Weights of classes and samples enter after the rule.
+    "none": (
+        SMALL.but(options=("vocab_bias", "label_smoothing", "temperature")),
+        under_vmap,
+    ),
+    "none, frozen head": (
+        SMALL.but(constant=OF_HEAD[:2], where="per token"),
+        under_scan_and_checkpoint,
+    ),
+    "mean": (SMALL.but(chunk=None, reduction="mean"), under_scan_and_checkpoint),
+    "log_probs": (LogProbsCase(**dataclasses.asdict(SMALL)), under_vmap),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_CASES)
+@pytest.mark.usefixtures("x64")
+def test_every_derivative(name):
+    """At random, and where all classes tie, as they do where training starts."""
+    case, transform = SMALL_CASES[name]
+    problems = []
+    for seed, scale in enumerate((1.0, 0.0)):
+        floats, others, cotangent = case.arguments(seed)
+        for argument in ("vocab_weight", "vocab_bias"):
+            floats[argument] = scale * floats[argument]
+        problems.append((floats, case.arguments(seed + 9)[0], others, cotangent))
+    problems = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    actual = transform(case.head, case.constant, problems)
+    expected = under_vmap(case.of_logits, case.constant, problems)
+    # Second derivatives divide by a temperature of 0.5 three times.
+    assert_same(actual, expected, 20_000)
+
+
+@pytest.mark.usefixtures("x64")
+def test_hessian_vector_product_over_blocks_of_tokens():
+    case = MANY.but(options=("vocab_bias",), where="", batch=(513,))
+    floats, others, cotangent = case.arguments(1)
+
+    @functools.partial(quickly, static_argnums=0)
+    def product(f, floats, tangents):
+        gradient = jax.grad(lambda floats: jnp.vdot(cotangent, f(floats, others)))
+        return jax.jvp(gradient, (floats,), (tangents,))[1]
+
+    tangents = case.arguments(2)[0]
+    expected = product(case.of_logits, floats, tangents)
+    assert_same(product(case.head, floats, tangents), expected)
+
+
+def test_vmap_over_heads():
+    case = Case(("vocab_bias",), batch=(6,))
+    floats, others, _ = case.arguments(5, jnp.float32)
+    heads = {
+        name: jnp.stack([floats[name], 2 * floats[name], -floats[name]])
+        for name in ("vocab_weight", "vocab_bias")
+    }
+
+    @jax.jit
+    def loss(head):
+        return case.head({**floats, **head}, others)
+
+    alone = [loss(jax.tree.map(lambda v, i=i: v[i], heads)) for i in range(3)]
+    assert_close(jax.jit(jax.vmap(loss))(heads), jnp.stack(alone), 8)
+
+
+# What heads without logits have got wrong.
+
+
+@pytest.mark.parametrize("vocab_axis", [0, 1])
+def test_no_column_is_counted_that_is_not_there(vocab_axis):
+    """Logits near -50, next to which a column of zeros would be all there is, and equal
+    ones, of which one counted twice would show."""
+    weight = jnp.full((13, 1) if vocab_axis == 0 else (1, 13), -50.0)
+    for chunk in (5, 12):
+        log_probs = jaxsoft.linear_log_probs(
+            jnp.ones((3, 1)),
+            weight,
+            jnp.array([0, 9, 12]),
+            vocab_axis=vocab_axis,
+            chunk_bytes=4 * 3 * chunk,
+        )
+        np.testing.assert_allclose(log_probs.log_prob, -np.log(13), rtol=1e-6)
+        np.testing.assert_allclose(log_probs.entropy, np.log(13), rtol=1e-6)
+        np.testing.assert_allclose(log_probs.logsumexp, np.log(13) - 50, rtol=1e-6)
+        np.testing.assert_array_equal(log_probs.top_label, 0)
+
+
+def test_the_gradient_of_a_token_is_its_own():
+    """A cotangent of one token moves no other; those of all add up in the head."""
+    case = Case(("vocab_bias",), batch=(5,), ignored=0)
+    floats, others, _ = case.arguments(6, jnp.float32)
+    _, pull = jax.vjp(lambda floats: case.head(floats, others), floats)
+    (every,) = jax.vmap(pull)(jnp.eye(5))
+    of_others = every["hidden"][~np.eye(5, dtype=bool)]
+    np.testing.assert_array_equal(of_others, np.zeros_like(of_others))
+    own = every["hidden"][np.arange(5), np.arange(5)]
+    assert np.all(np.any(own != 0, -1))
+    (together,) = pull(jnp.ones(5))
+    assert_close(together["hidden"], own, 8)
+    for name in ("vocab_weight", "vocab_bias"):
+        assert_close(jnp.sum(every[name], 0), together[name], 8)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_cotangent_of_one_output_counts_alone():
+    case = LogProbsCase()
+    linear, dense = head_and_logits(case)
+    floats, others, cotangent = case.arguments(0)
+    for output in range(3):
+        alone = jnp.where(jnp.arange(3)[:, None] == output, cotangent, 0)
+        _, gradients = linear(floats, others, alone)
+        assert np.all(np.any(gradients["hidden"] != 0, -1))
+        assert_same(gradients, dense(floats, others, alone)[1])
+
+
+@pytest.mark.parametrize(("reduction", "vocab_axis"), [("none", 1), ("mean", 0)])
+@pytest.mark.usefixtures("x64")
+def test_bfloat16_gradients_are_accumulated_in_float32(vocab_axis, reduction):
+    """Over 1000 tokens and over 50 chunks. A sum in bfloat16 stalls after 256 terms.
+
+    All terms of a weight's gradient have one sign. A logit's gradient is rounded to
+    bfloat16 before the products, and their result after them: together by one eps.
+    """
+    rng = np.random.default_rng(1)
+    shape = (201, 3) if vocab_axis == 0 else (3, 201)
+    floats = as_dtype(
+        {
+            "hidden": rng.uniform(0.5, 1, (1000, 3)),
+            "vocab_weight": rng.uniform(-1, 1, shape),
+        },
+        jnp.bfloat16,
+    )
+    others = {"labels": jnp.zeros(1000, jnp.int32)}
+    case = Case(batch=(1000,), vocab_axis=vocab_axis, reduction=reduction)
+    linear, dense = head_and_logits(case)
+    cotangent = np.ones((1000,) if reduction == "none" else ())
+    value, gradients = linear(floats, others, jnp.asarray(cotangent, jnp.float32))
+    assert value.dtype == jnp.float32
+    assert {g.dtype for g in gradients.values()} == {jnp.dtype(jnp.bfloat16)}
+    expected = dense(as_dtype(floats, float), others, jnp.asarray(cotangent))[1]
+    eps = float(jnp.finfo(jnp.bfloat16).eps)
+    for name, relative in [("vocab_weight", True), ("hidden", False)]:
+        actual, wanted = (np.asarray(g[name], float) for g in (gradients, expected))
+        # In hidden, and at the label, the terms have both signs.
+        scale = np.abs(wanted) if relative else np.max(np.abs(wanted))
+        counted = np.moveaxis(np.abs(actual - wanted) / scale, vocab_axis, 0)
+        assert np.max(counted[1:]) < eps
+
+
+@pytest.mark.usefixtures("x64")
+def test_bfloat16_logsumexp_is_that_of_a_float32_head():
+    """On the same bfloat16 inputs: kept in bfloat16, it would be off by 0.05."""
+    case = LogProbsCase(batch=(64,), features=32, classes=997, chunk=100)
+    floats, others, _ = case.arguments(2, jnp.bfloat16)
+    expected = case.of_logits(as_dtype(floats, float), others)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        actual = jax.jit(case.head)(as_dtype(floats, dtype), others)
+        assert actual.dtype == jnp.float32
+        # Products of bfloat16 numbers are exact in float32; their sum is not.
+        np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=2e-5)
+        np.testing.assert_allclose(actual[1], expected[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("hidden_dtype", "weight_dtype"),
+    [("bfloat16", "bfloat16"), ("float16", "float32"), ("float32", "bfloat16")],
+)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_gradients_have_the_dtype_of_their_argument(
+    reduction, hidden_dtype, weight_dtype
+):
+    case = Case(ALL, chunk=None, reduction=reduction)
+    floats, others, cotangent = case.arguments(0, jnp.float32)
+    floats["hidden"] = floats["hidden"].astype(hidden_dtype)
+    for name in ("vocab_weight", "vocab_bias"):
+        floats[name] = floats[name].astype(weight_dtype)
+    # Whoever mixes dtypes has allowed it.
+    promotion = "strict" if hidden_dtype == weight_dtype else "standard"
+    with jax.numpy_dtype_promotion(promotion):
+        value, gradients = jax.eval_shape(
+            value_and_pullback(case.head), floats, others, cotangent
+        )
+    assert value.dtype == jnp.float32
+    for name, gradient in gradients.items():
+        assert gradient.dtype == floats[name].dtype
+        assert gradient.shape == floats[name].shape
+
+
+# Awkward values.
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_top_label_is_the_first_of_the_best(chunk):
+    """Whichever chunks the ties lie in; the worst at a temperature below 0."""
+    x = jnp.array(
+        [
+            [0.0, 3.0, 1.0, 3.0, 3.0, -2.0],
+            [5.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+            [-1.0, -1.0, -1.0, -1.0, -1.0, 2.0],
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [-7.0, 2.0, -7.0, 2.5, 2.0, -7.0],
+        ]
+    )
+    for temperature, expected in [(1.0, x.argmax(-1)), (-1.0, x.argmin(-1))]:
+        top_label = jaxsoft.linear_log_probs(
+            jnp.eye(5),
+            x.T,
+            jnp.zeros(5, int),
+            temperature=temperature,
+            chunk_bytes=4 * 5 * chunk,
+        ).top_label
+        assert top_label.dtype == jnp.int32
+        np.testing.assert_array_equal(top_label, expected)
+
+
+def test_temperature_zero_is_the_hard_limit():
+    x = jnp.array([[1.0, 3.0, 0.0, 3.0, 3.0], [2.0, 1.0, 0.0, -1.0, 1.0]])
+
+    @jax.jit
+    def both(temperature, hidden):
+        arguments = hidden, x.T, jnp.array([3, 1])
+        options: dict[str, Any] = {"temperature": temperature, "chunk_bytes": 16}
+        loss = jaxsoft.linear_cross_entropy(*arguments, **options)
+        log_probs = jaxsoft.linear_log_probs(*arguments, **options)
+        return loss, log_probs.log_prob, log_probs.entropy
+
+    (loss, log_prob, entropy), pull = jax.vjp(both, 0.0, jnp.eye(2))
+    np.testing.assert_allclose(loss, [np.log(3), np.inf], rtol=1e-6)
+    np.testing.assert_array_equal(log_prob, -loss)
+    np.testing.assert_allclose(entropy, [np.log(3), 0], rtol=1e-6)
+    of_temperature, of_hidden = pull((jnp.ones(2),) * 3)
+    assert np.isfinite(of_temperature)
+    np.testing.assert_array_equal(of_hidden, np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("chunk_bytes", "reduction"), [(4, "none"), (8, "none"), (None, "mean")]
+)
+def test_a_sure_model_keeps_its_digits(chunk_bytes, reduction):
+    """The loss of [20, 0, 0] and its gradient, whatever chunks they are in."""
+
+    def loss(hidden, weight):
+        options = {"chunk_bytes": chunk_bytes, "reduction": reduction}
+        label = jnp.array([0])
+        return jnp.sum(jaxsoft.linear_cross_entropy(hidden, weight, label, **options))
+
+    value, (dhidden, dweight) = quickly(jax.value_and_grad(loss, (0, 1)))(
+        jnp.array([[20.0]]), jnp.array([[1.0], [0.0], [0.0]])
+    )
+    tail = 2 * np.exp(-20.0)
+    p = tail / (1 + tail)
+    np.testing.assert_allclose(value, np.log1p(tail), rtol=1e-6)
+    np.testing.assert_allclose(dhidden, [[-p]], rtol=1e-6)
+    np.testing.assert_allclose(dweight[:, 0], [-20 * p, 10 * p, 10 * p], rtol=1e-6)
+
+
+INFINITE_BIASES = {
+    "first chunk at -inf": [-np.inf] * 4 + [0.0] * 7,
+    "first two chunks at -inf": [-np.inf] * 9 + [0.0] * 2,
+    "last chunk at -inf": [0.0] * 7 + [-np.inf] * 4,
+    "all but the label at -inf": [-np.inf] * 5 + [1.0] + [-np.inf] * 5,
+    "all at -inf": [-np.inf] * 11,
+    "one at inf": [0.0] * 5 + [np.inf] + [0.0] * 5,
+    "another than the label at inf": [0.0] * 10 + [np.inf],
+    "two at inf": [np.inf] + [0.0] * 4 + [np.inf] + [-np.inf] * 5,
+    "far away": [1000.0] * 4 + [-1000.0] * 7,
+    "all far below 0": [-1e4] * 11,
+}
+INFINITE_CASES = {
+    "linear_cross_entropy": Case(
+        ("vocab_bias", "class_weight", "temperature", "z_loss")
+    ),
+    "linear_log_probs": LogProbsCase(("vocab_bias", "temperature")),
+}
+
+
+@pytest.mark.parametrize("function", INFINITE_CASES)
+@pytest.mark.usefixtures("x64")
+def test_infinite_logits(function):
+    """As in the functions of logits: whole chunks may count for nothing."""
+    case = INFINITE_CASES[function].but(batch=(2,), classes=11)
+    linear, dense = head_and_logits(case)
+    for sign in (1, -1):
+        for name, bias in INFINITE_BIASES.items():
+            floats, others, cotangent = case.arguments(1)
+            others["labels"] = np.array([5, 0], np.int32)
+            floats["vocab_bias"] = sign * jnp.array(bias)
+            floats["temperature"] = sign * jnp.array([[2.0], [0.5]])
+            value, gradients = linear(floats, others, cotangent)
+            wanted, of_logits = dense(floats, others, cotangent)
+            assert_same(value, wanted)
+            for argument, expected in of_logits.items():
+                # At a loss inf, some derivatives are inf by the formula, 0 by choice.
+                finite = jnp.isfinite(expected)
+                assert not np.any(np.isnan(gradients[argument]))
+                actual = jnp.where(finite, gradients[argument], 0)
+                expected = jnp.where(finite, expected, 0)
+                assert_close(actual, expected, what=f"{name}: {argument}")
+
+
+@pytest.mark.usefixtures("x64")
+def test_masked_chunks_and_masked_labels():
+    """A label that is masked costs inf; a token without a class has no gradient."""
+    case = Case(("vocab_bias", "temperature"), batch=(5,), classes=11)
+    mask = np.ones((5, 11), bool)
+    mask[0, :4] = False  # the first chunk
+    mask[1, 7:] = False  # the last one
+    mask[2, :] = False
+    mask[3, 1:] = False
+    mask[4, 5] = False
+    others = {"labels": jnp.array([5, 5, 5, 0, 5], jnp.int32), "where": mask}
+    floats, _, cotangent = case.arguments(1)
+    linear, dense = head_and_logits(case)
+    value, gradients = linear(floats, others, cotangent)
+    assert_same((value, gradients), dense(floats, others, cotangent))
+    np.testing.assert_array_equal(np.isinf(value), [False, False, True, False, True])
+    assert value[3] == 0
+    np.testing.assert_array_equal(gradients["hidden"][2], np.zeros(5))
+
+
+# Labels that are ignored, and labels that are no class.
+
+PLAIN = Case(("vocab_bias", "z_loss", "label_smoothing"), batch=(6,))
+
+
+@pytest.mark.parametrize("case", [PLAIN, PLAIN.but(chunk=None, reduction="mean")])
+def test_ignored_tokens_count_for_nothing(case):
+    """Whatever their hidden states are, not a bit changes, in any gradient."""
+    ignored = np.array([False, True, False, True, True, False])
+    others = {"labels": jnp.where(ignored, -100, jnp.array([0, 5, 12, 5, 5, 3]))}
+    floats, _, cotangent = case.arguments(1, jnp.float32)
+    f = value_and_pullback(case.head)
+
+    def result(in_ignored):
+        hidden = jnp.where(ignored[:, None], in_ignored, floats["hidden"])
+        return f({**floats, "hidden": hidden}, others, cotangent)
+
+    value, gradients = result(0.0)
+    assert case.reduction == "mean" or not np.any(value[ignored])
+    np.testing.assert_array_equal(gradients["hidden"][ignored], np.zeros((3, 5)))
+    for junk in (np.nan, np.inf, 1e30):
+        jax.tree.map(np.testing.assert_array_equal, result(junk), (value, gradients))
+
+
+@pytest.mark.usefixtures("x64")
+def test_invalid_labels_are_nan_in_value_and_gradient():
+    """-1 does not wrap, and no label is found in the columns behind the last class."""
+    case = PLAIN.but(batch=(8,))
+    floats, _, cotangent = case.arguments(1)
+    labels = jnp.array([-1, 13, 3, 14, 15, -100, 2**31 - 1, 12], jnp.int32)
+    invalid = np.array([True, True, False, True, True, False, True, False])
+    linear, dense = head_and_logits(case)
+    value, gradients = actual = linear(floats, {"labels": labels}, cotangent)
+    assert_same(actual, dense(floats, {"labels": labels}, cotangent))
+    np.testing.assert_array_equal(np.isnan(value), invalid)
+    of_hidden = np.isnan(gradients["hidden"])
+    np.testing.assert_array_equal(of_hidden, np.tile(invalid[:, None], 5))
+    valid_only = linear(floats, {"labels": jnp.where(invalid, -100, labels)}, cotangent)
+    np.testing.assert_array_equal(value[~invalid], valid_only[0][~invalid])
+
+    log_probs = jaxsoft.linear_log_probs(
+        floats["hidden"], floats["vocab_weight"], labels, chunk_bytes=4 * 8 * 4
+    )
+    np.testing.assert_array_equal(np.isnan(log_probs.log_prob), invalid | (labels < 0))
+    assert not np.any(np.isnan(log_probs.logsumexp + log_probs.entropy))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32"])
+def test_labels_of_any_integer_dtype(dtype):
+    """300 classes do not fit into 8 bits, and 156 is not -100."""
+    case = Case(batch=(3,), features=2, classes=300)
+    floats, _, _ = case.arguments(0, jnp.float32)
+    labels = [0, 127, 156 if dtype.startswith("u") else -100]
+    actual, expected = (
+        jaxsoft.linear_cross_entropy(**floats, labels=jnp.array(labels, kind))
+        for kind in (dtype, "int32")
+    )
+    np.testing.assert_array_equal(actual, expected)
+    assert bool(actual[2] == 0) == (labels[2] == -100)
+
+
+# Errors.
+
+HEAD: dict[str, Any] = {
+    "hidden": jnp.zeros((2, 3)),
+    "vocab_weight": jnp.zeros((5, 3)),
+    "labels": jnp.zeros(2, jnp.int32),
+}
+MATRIX = "hidden must be (*batch, features) and vocab_weight a matrix; got shapes "
+FEATURES = (
+    "hidden must be (*batch, features) and vocab_weight ({}) with the same features "
+    "and at least one class; got shapes "
+)
+# Of the raises in the modules of the linear head.
+ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"vocab_axis": -1}, ValueError, "vocab_axis must be 0 or 1; got -1"),
+    ({"vocab_axis": True}, ValueError, "vocab_axis must be 0 or 1; got True"),
+    ({"hidden": jnp.zeros(())}, ValueError, MATRIX + "() and (5, 3)"),
+    ({"vocab_weight": jnp.zeros(3)}, ValueError, MATRIX + "(2, 3) and (3,)"),
+    (
+        {"vocab_weight": jnp.zeros((3, 5))},
+        ValueError,
+        FEATURES.format("classes, features") + "(2, 3) and (3, 5) with vocab_axis=0",
+    ),
+    (
+        {"vocab_axis": 1},
+        ValueError,
+        FEATURES.format("features, classes") + "(2, 3) and (5, 3) with vocab_axis=1",
+    ),
+    (
+        {"vocab_weight": jnp.zeros((0, 3))},
+        ValueError,
+        FEATURES.format("classes, features") + "(2, 3) and (0, 3) with vocab_axis=0",
+    ),
+    (
+        {"vocab_bias": jnp.zeros(2)},
+        ValueError,
+        "vocab_bias must have one entry per class, shape (5,); got (2,)",
+    ),
+    ({"chunk_bytes": 1e6}, TypeError, "chunk_bytes must be an int; got 1000000.0"),
+    ({"chunk_bytes": True}, TypeError, "chunk_bytes must be an int; got True"),
+    ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be positive; got 0"),
+]
+# Of the shared checks, to which each function passes its name and its options.
+OF_BOTH: dict[str, Any] = {
+    "hidden": "h",
+    "vocab_weight": jnp.zeros((5, 3), jnp.complex64),
+    "labels": jnp.zeros((2, 1), jnp.int32),
+    "temperature": jnp.ones((2, 5)),
+    "softcap": -1.0,
+}
+OF_THE_LOSS: dict[str, Any] = {
+    "where": jnp.ones((2, 3), bool),
+    "class_weight": jnp.ones(2),
+    "sample_weight": jnp.ones((2, 2)),
+    "label_smoothing": 1.5,
+    "z_loss": jnp.ones(2),
+    "ignore_index": 0.5,
+    "reduction": "average",
+}
+
+
+@pytest.mark.parametrize("function", ["linear_cross_entropy", "linear_log_probs"])
+def test_errors(function):
+    call = getattr(jaxsoft, function)
+    for changed, error, text in ERRORS:
+        with pytest.raises(error) as caught:
+            call(**{**HEAD, **changed})
+        assert str(caught.value) == f"{function}: {text}"
+    shared = OF_BOTH if function == "linear_log_probs" else OF_BOTH | OF_THE_LOSS
+    for option, value in shared.items():
+        with pytest.raises(
+            (TypeError, ValueError), match=f"^{function}: {option} must "
+        ):
+            call(**{**HEAD, option: value})
+
+
+def test_every_raise_has_a_case():
+    """Add a case above for every new raise of the modules of the linear head."""
+    reached = set()
+    for changed, error, _ in ERRORS:
+        with pytest.raises(error) as caught:
+            jaxsoft.linear_cross_entropy(**{**HEAD, **changed})
+        frames = traceback.extract_tb(caught.tb)
+        reached |= {(pathlib.Path(f.filename).name, f.lineno) for f in frames}
+    raises = [
+        (path.name, range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        for path in pathlib.Path(_linear.__file__).parent.glob("_linear*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Raise)
+    ]
+    assert len(raises) >= 6
+    for name, lines in raises:
+        assert any((name, line) in reached for line in lines), f"{name}:{lines.start}"
+
+
+def test_checkify_names_the_label():
+    function = checkify.checkify(jaxsoft.linear_cross_entropy)
+    error, _ = function(jnp.ones((3, 2)), jnp.ones((7, 2)), jnp.array([1, 9, -100]))
+    message = "linear_cross_entropy: labels must lie in [0, 7) or equal ignore_index; "
+    assert message + "got label 9" in str(error.get())
+    error, _ = checkify.checkify(jaxsoft.linear_log_probs)(
+        jnp.ones((3, 2)), jnp.ones((7, 2)), jnp.array([1, 6, -100])
+    )
+    assert "linear_log_probs: labels must lie in [0, 7)" in str(error.get())
+    assert "got label -100" in str(error.get())

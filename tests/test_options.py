@@ -1,0 +1,466 @@
+"""Every option of the losses with every other, in value and in all gradients.
+
+The reference is float64 NumPy written from the definitions. Its derivatives are complex
+steps: f(a + ih) = f(a) + ih f'(a) for h = 1e-30, with all digits of float64.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoft
+
+H = 1e-30
+
+# The reference. Floats may be complex; classes lie along the last axis.
+
+
+def log_softmax(u: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log p_c, 0 outside of where; and log sum_c exp(u_c)."""
+    e = np.where(where, np.exp(np.where(where, u, 0)), 0)
+    lse = np.log(np.sum(e, axis=-1, keepdims=True))
+    return np.where(where, u - lse, 0), lse[..., 0]
+
+
+def reduced(loss: np.ndarray, weight: np.ndarray, reduction: str) -> np.ndarray:
+    if reduction == "none":
+        return loss
+    total = np.sum(loss)
+    return total / np.sum(weight) if reduction == "mean" else total
+
+
+def classes_last(x: Any, axis: Any, ndim: int) -> np.ndarray:
+    """Of shape (..., classes), the classes flattened in the order of axis."""
+    axes = range(ndim) if axis is None else [a % ndim for a in np.atleast_1d(axis)]
+    rows = [i for i in range(ndim) if i not in axes]
+    moved = np.transpose(x, (*rows, *axes))
+    return moved.reshape([*moved.shape[: len(rows)], -1])
+
+
+def per_row(v: Any, axis: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """One number for every row of an array that broadcasts to the reduced logits."""
+    axes = (
+        range(len(shape))
+        if axis is None
+        else [a % len(shape) for a in np.atleast_1d(axis)]
+    )
+    kept = [1 if i in axes else n for i, n in enumerate(shape)]
+    return np.squeeze(np.broadcast_to(v, kept), tuple(axes))
+
+
+def cross_entropy(
+    logits,
+    labels,
+    *,
+    axis=-1,
+    where=True,
+    class_weight=1.0,
+    sample_weight=1.0,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    temperature=1.0,
+    softcap=None,
+    z_loss=0.0,
+    reduction="none",
+):
+    shape = logits.shape
+    x = classes_last(logits, axis, len(shape))
+    if softcap is not None:
+        x = softcap * np.tanh(x / softcap)
+    included = classes_last(np.broadcast_to(where, shape), axis, len(shape))
+    u = x / per_row(temperature, axis, shape)[..., None]
+    log_p, lse = log_softmax(u, included)
+
+    w = np.broadcast_to(class_weight, x.shape)
+    v = np.broadcast_to(sample_weight, x.shape[:-1])
+    counted = np.ones(x.shape[:-1], bool)
+    weight_in_mean = v
+    if labels.dtype.kind in "iu":
+        counted = labels != ignore_index
+        q = (labels[..., None] == np.arange(x.shape[-1])).astype(float)
+        weight_in_mean = np.where(counted, v * np.sum(q * w, axis=-1), 0)
+    else:
+        q = classes_last(labels, axis, len(shape))
+    loss = (1 - label_smoothing) * np.sum(-q * w * log_p, axis=-1)
+    spread = np.sum(np.where(included, -w * log_p, 0), axis=-1)
+    loss = loss + label_smoothing / np.sum(included, axis=-1) * spread + z_loss * lse**2
+    return reduced(np.where(counted, v * loss, 0), weight_in_mean, reduction)
+
+
+def kl_divergence(
+    target_logits,
+    logits,
+    *,
+    axis=-1,
+    where=True,
+    temperature=1.0,
+    sample_weight=1.0,
+    reduction="none",
+):
+    shape = logits.shape
+    included = classes_last(np.broadcast_to(where, shape), axis, len(shape))
+    t = per_row(temperature, axis, shape)[..., None]
+    log_p, log_q = (
+        log_softmax(classes_last(x, axis, len(shape)) / t, included)[0]
+        for x in (target_logits, logits)
+    )
+    p = np.where(included, np.exp(log_p), 0)
+    v = np.broadcast_to(sample_weight, included.shape[:-1])
+    return reduced(v * np.sum(p * (log_p - log_q), axis=-1), v, reduction)
+
+
+def binary_cross_entropy(
+    logits,
+    labels,
+    *,
+    pos_weight=1.0,
+    sample_weight=1.0,
+    label_smoothing=0.0,
+    reduction="none",
+):
+    y = (1 - label_smoothing) * labels + label_smoothing / 2
+    yes, no = np.log(1 + np.exp(-logits)), np.log(1 + np.exp(logits))
+    v = np.broadcast_to(sample_weight, logits.shape)
+    return reduced(v * (pos_weight * y * yes + (1 - y) * no), v, reduction)
+
+
+def multilabel_cross_entropy(logits, labels, *, axis=-1, where=True, reduction="none"):
+    s = classes_last(logits, axis, logits.ndim)
+    yes = classes_last(labels, axis, logits.ndim) > 0.5
+    counts = classes_last(np.broadcast_to(where, logits.shape), axis, logits.ndim)
+    no_sum = np.sum(np.where(counts & ~yes, np.exp(s), 0), axis=-1)
+    yes_sum = np.sum(np.where(counts & yes, np.exp(-s), 0), axis=-1)
+    loss = np.log(1 + no_sum) + np.log(1 + yes_sum)
+    return reduced(loss, np.ones(loss.shape), reduction)
+
+
+def circle_loss(
+    positives,
+    negatives,
+    *,
+    margin=0.25,
+    scale=256.0,
+    where_positive=True,
+    where_negative=True,
+    detach_weights=True,
+    reduction="none",
+):
+    a_p, a_n = 1 + margin - positives, negatives + margin
+    a_p, a_n = (np.where(np.real(a) > 0, a, 0) for a in (a_p, a_n))
+    if detach_weights:
+        a_p, a_n = np.real(a_p), np.real(a_n)
+    e_p = np.exp(-scale * a_p * (positives - 1 + margin))
+    e_n = np.exp(scale * a_n * (negatives - margin))
+    product = np.sum(np.where(where_positive, e_p, 0), axis=-1) * np.sum(
+        np.where(where_negative, e_n, 0), axis=-1
+    )
+    loss = np.log(1 + product)
+    return reduced(loss, np.ones(loss.shape), reduction)
+
+
+def complex_steps(
+    f: Callable[..., np.ndarray], moving: dict[str, np.ndarray], cotangent: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The gradient of sum(cotangent f) in every entry of every moving argument."""
+    gradients = {}
+    for name, argument in moving.items():
+        gradient = np.empty(argument.shape)
+        for index in np.ndindex(argument.shape):
+            moved = argument.astype(complex)
+            moved[index] += 1j * H
+            step = f(**{**moving, name: moved})
+            gradient[index] = np.sum(cotangent * np.imag(step)) / H
+        gradients[name] = gradient
+    return gradients
+
+
+# Random calls.
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """Arrays of floats move, and have gradients; the rest stays."""
+
+    function: str
+    moving: dict[str, np.ndarray]
+    staying: dict[str, Any]
+
+    def __repr__(self) -> str:
+        moving = {name: v.shape for name, v in self.moving.items()}
+        return f"{self.function}({moving}, {self.staying})"
+
+
+class Draw:
+    """Draws one call. Floats are those of float32, so that both precisions see them."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+        self.moving: dict[str, np.ndarray] = {}
+        self.staying: dict[str, Any] = {}
+
+    def call(self, function: str) -> Call:
+        return Call(function, self.moving, self.staying)
+
+    def chance(self, probability: float = 0.5) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def one_of(self, *values: Any) -> Any:
+        return values[self.rng.integers(len(values))]
+
+    def move(self, name: str, values: Any) -> None:
+        self.moving[name] = np.asarray(values, np.float32).astype(np.float64)
+
+    def uniform(self, name: str, low: float, high: float, *shapes: Any) -> None:
+        """With even odds nothing, or an array of one of the shapes."""
+        if self.chance():
+            self.move(name, self.rng.uniform(low, high, self.one_of(*shapes)))
+
+    def scalar(self, name: str, low: float, high: float) -> None:
+        """With even odds nothing; else a Python number or an array."""
+        if self.chance():
+            value = float(np.float32(self.rng.uniform(low, high)))
+            if self.chance(0.3):
+                self.staying[name] = value
+            else:
+                self.move(name, value)
+
+    def temperature(self, rows: tuple[int, ...]) -> None:
+        """Above 0 and below, one for all or one per row."""
+        if self.chance():
+            t = self.rng.uniform(0.5, 2, self.one_of((), rows))
+            self.move("temperature", t * self.rng.choice([-1, 1, 1], t.shape))
+
+    def where(self, kept: np.ndarray) -> None:
+        """A mask for all rows, or of its own for each, with what must be kept."""
+        if self.chance():
+            mask = kept | (self.rng.random(kept.shape) < 0.7)
+            shared = kept.ndim == 2 and self.chance(0.2)
+            self.staying["where"] = np.any(mask, axis=0) if shared else mask
+
+    def reduction(self) -> None:
+        self.staying["reduction"] = self.one_of("none", "sum", "mean")
+
+
+Layout = tuple[tuple[int, ...], Any]
+ROWS_AND_CLASSES: Layout = ((4, 5), -1)
+# Of several class axes: out of order, and all of them.
+OTHER_LAYOUTS: list[Layout] = [((5, 4), 0), ((2, 3, 2), (2, 0)), ((2, 3), None)]
+
+
+def cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
+    draw = Draw(rng)
+    shape, axis = layout
+    draw.staying["axis"] = axis
+    draw.move("logits", 2 * rng.normal(size=shape))
+    places = np.arange(np.prod(shape)).reshape(shape)
+    by_row = classes_last(places, axis, len(shape))
+    rows, classes = by_row.shape[:-1], by_row.shape[-1]
+    labels = np.asarray(rng.integers(0, classes, rows))
+    of_labels = np.take_along_axis(by_row, labels[..., None], axis=-1)
+    draw.where(np.isin(places, of_labels))
+    if draw.chance(0.6):
+        ignore_index = draw.one_of(-100, -100, int(labels.flat[-1]), None)
+        if ignore_index == -100:
+            labels.flat[1:][rng.random(labels.size - 1) < 0.3] = -100
+        elif not np.all(labels == ignore_index):
+            draw.staying["ignore_index"] = ignore_index
+        draw.staying["labels"] = labels.astype(np.int32)
+    else:
+        # Not normalised; some are 0, as all of masked classes have to be.
+        q = rng.uniform(0.1, 0.5, shape) * (rng.random(shape) < 0.8)
+        draw.move("labels", np.where(draw.staying.get("where", True), q, 0))
+    draw.uniform("class_weight", 0.5, 2, classes)
+    if "class_weight" in draw.moving and draw.chance(0.2):
+        draw.moving["class_weight"][(labels.flat[0] + 1) % classes] = 0
+    draw.uniform("sample_weight", 0.5, 2, rows, ())
+    draw.scalar("label_smoothing", 0.05, 0.4)
+    draw.temperature(np.sum(places, axis=axis, keepdims=True).shape)
+    draw.scalar("softcap", 3, 6)
+    draw.scalar("z_loss", 0.01, 0.1)
+    draw.reduction()
+    return draw.call("cross_entropy")
+
+
+def kl_divergence_call(rng: np.random.Generator, layout: Layout) -> Call:
+    draw = Draw(rng)
+    shape, axis = layout
+    draw.staying["axis"] = axis
+    draw.move("target_logits", 2 * rng.normal(size=shape))
+    draw.move("logits", 2 * rng.normal(size=shape))
+    places = np.arange(np.prod(shape)).reshape(shape)
+    first = classes_last(places, axis, len(shape))[..., :1]
+    draw.where(np.isin(places, first))
+    draw.temperature(np.sum(places, axis=axis, keepdims=True).shape)
+    draw.uniform("sample_weight", 0.5, 2, first.shape[:-1], ())
+    draw.reduction()
+    return draw.call("kl_divergence")
+
+
+def binary_cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
+    draw = Draw(rng)
+    shape, _ = layout
+    draw.move("logits", 2 * rng.normal(size=shape))
+    if draw.chance():
+        draw.move("labels", rng.random(shape))
+    else:
+        yes = rng.random(shape) < 0.5
+        draw.staying["labels"] = draw.one_of(yes, yes.astype(np.int8))
+    shapes = ((), shape[-1:], (shape[0], *[1] * len(shape[1:])), shape)
+    draw.uniform("pos_weight", 0.5, 2, *shapes)
+    draw.uniform("sample_weight", 0.5, 2, *shapes)
+    draw.scalar("label_smoothing", 0.05, 0.4)
+    draw.reduction()
+    return draw.call("binary_cross_entropy")
+
+
+def multilabel_cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
+    draw = Draw(rng)
+    shape, axis = layout
+    draw.staying["axis"] = axis
+    draw.move("logits", 2 * rng.normal(size=shape))
+    yes = rng.random(shape) < 0.4
+    draw.staying["labels"] = draw.one_of(yes, yes.astype(np.int32))
+    draw.where(np.zeros(shape, bool))
+    draw.reduction()
+    return draw.call("multilabel_cross_entropy")
+
+
+def circle_loss_call(rng: np.random.Generator, layout: Layout) -> Call:
+    draw = Draw(rng)
+    shape, _ = layout
+    draw.move("positives", rng.uniform(-0.9, 0.9, shape))
+    draw.move("negatives", rng.uniform(-0.9, 0.9, shape))
+    draw.scalar("margin", 0.1, 0.4)
+    draw.scalar("scale", 2, 8)
+    if "scale" not in draw.moving:
+        # At the default 256 the product of the reference overflows.
+        draw.staying.setdefault("scale", 4.0)
+    for name in ("where_positive", "where_negative"):
+        if draw.chance():
+            draw.staying[name] = (np.arange(shape[-1]) == 0) | (rng.random(shape) < 0.7)
+    if draw.chance():
+        draw.staying["detach_weights"] = draw.chance()
+    draw.reduction()
+    return draw.call("circle_loss")
+
+
+CALLS: dict[str, Callable[[np.random.Generator, Layout], Call]] = {
+    "cross_entropy": cross_entropy_call,
+    "kl_divergence": kl_divergence_call,
+    "binary_cross_entropy": binary_cross_entropy_call,
+    "multilabel_cross_entropy": multilabel_cross_entropy_call,
+    "circle_loss": circle_loss_call,
+}
+POSITIONAL = {
+    "kl_divergence": ("target_logits", "logits"),
+    "circle_loss": ("positives", "negatives"),
+}
+
+
+def value_and_gradients(
+    call: Call, moving: dict[str, Any], cotangent: Any
+) -> tuple[Any, dict[str, Any]]:
+    def loss(moving):
+        named = {**jax.tree.map(jnp.asarray, arrays), **rest, **moving}
+        positional = POSITIONAL.get(call.function, ("logits", "labels"))
+        first, second = (named.pop(name) for name in positional)
+        return getattr(jaxsoft, call.function)(first, second, **named)
+
+    arrays = {n: v for n, v in call.staying.items() if isinstance(v, np.ndarray)}
+    rest = {n: v for n, v in call.staying.items() if n not in arrays}
+    value, pull = jax.vjp(loss, moving)
+    return value, pull(jnp.asarray(cotangent, value.dtype))[0]
+
+
+# The definitions subtract what the library does not, and sums of derivatives cancel.
+REFERENCE_ROUNDINGS = 64
+
+
+def check_call(call: Call, dtype: Any, run: Callable[..., Any]) -> None:
+    """Value and all gradients, to some roundings of the largest number in each."""
+
+    def meaning(**moving: Any) -> np.ndarray:
+        return REFERENCES[call.function](**call.staying, **moving)
+
+    expected = np.asarray(meaning(**call.moving))
+    normal = np.random.default_rng(0).normal(size=expected.shape)
+    cotangent = normal.astype(np.float32).astype(np.float64)
+    gradients = complex_steps(meaning, call.moving, cotangent)
+    moving = {name: jnp.asarray(v, dtype) for name, v in call.moving.items()}
+    value, given = run(call, moving, cotangent)
+    assert value.dtype == dtype
+    of_loss = np.max(np.abs(expected))
+    for name, a, b in [
+        ("value", value, expected),
+        *((name, given[name], gradients[name]) for name in gradients),
+    ]:
+        scale = max(np.max(np.abs(b)), of_loss)
+        error = np.max(np.abs(np.asarray(a, np.float64) - b)) / scale
+        roundings = error / np.finfo(dtype).eps
+        assert roundings <= REFERENCE_ROUNDINGS, f"{name}: {roundings} in {call}"
+
+
+REFERENCES = {
+    "cross_entropy": cross_entropy,
+    "kl_divergence": kl_divergence,
+    "binary_cross_entropy": binary_cross_entropy,
+    "multilabel_cross_entropy": multilabel_cross_entropy,
+    "circle_loss": circle_loss,
+}
+
+
+def draw_call(function: str, seed: int, layout: Layout = ROWS_AND_CLASSES) -> Call:
+    return CALLS[function](np.random.default_rng([seed, 2511]), layout)
+
+
+def options_of(call: Call) -> tuple[Any, ...]:
+    """What sets one combination apart from another."""
+    kinds = {
+        name: v if isinstance(v, str | bool) or v is None else type(v).__name__
+        for name, v in call.staying.items()
+    }
+    shapes = {name: v.shape for name, v in call.moving.items()}
+    return tuple(sorted(kinds.items(), key=str)), tuple(sorted(shapes.items()))
+
+
+SWEEPS = {
+    "cross_entropy": 320,
+    "kl_divergence": 24,
+    "binary_cross_entropy": 32,
+    "multilabel_cross_entropy": 12,
+    "circle_loss": 24,
+}
+
+
+@pytest.mark.parametrize("function", SWEEPS)
+@pytest.mark.usefixtures("x64")
+def test_random_options_against_the_definition(function, record_property):
+    """Operation by operation: to compile as many programs takes minutes."""
+    seen = set()
+    for seed in range(SWEEPS[function]):
+        call = draw_call(function, seed)
+        seen.add(options_of(call))
+        with jax.disable_jit():
+            check_call(call, jnp.float64, value_and_gradients)
+    assert len(seen) > 300 or function != "cross_entropy"
+    record_property("calls", f"{SWEEPS[function]}, {len(seen)} combinations")
+
+
+@pytest.mark.parametrize("function", SWEEPS)
+def test_random_options_compiled_in_float32(function):
+    """In all layouts, with all float options traced."""
+
+    def compiled(call, moving, cotangent):
+        both = jax.jit(functools.partial(value_and_gradients, call))
+        return both(moving, cotangent.astype(np.float32))
+
+    layouts = [ROWS_AND_CLASSES, *OTHER_LAYOUTS]
+    for seed in range(5 * len(layouts) if function == "cross_entropy" else 4):
+        call = draw_call(function, 1000 + seed, layouts[seed % len(layouts)])
+        check_call(call, jnp.float32, compiled)
