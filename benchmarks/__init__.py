@@ -1,0 +1,1 @@
+"""Speed and memory of jaxsoft beside its peers: `python -m benchmarks`."""
