@@ -16,6 +16,9 @@ from jax.typing import ArrayLike
 from jaxsoft._numerics import Axes, accumulation_dtype, class_count
 from jaxsoft._saturation import converted
 
+# Losses with the option ignore_index.
+WITH_IGNORED_ROWS = ("cross_entropy", "linear_cross_entropy")
+
 Axis = int | tuple[int, ...] | None
 AxisName = Hashable | tuple[Hashable, ...] | None
 
@@ -101,8 +104,16 @@ def as_mask(
         return None
     array = as_array(function, name, mask)
     if array.dtype != bool:
-        raise TypeError(f"{function}: {name} must be boolean; got dtype {array.dtype}")
-    return fitted(function, name, array, shape, "the logits' shape")
+        raise TypeError(
+            f"{function}: {name} must be boolean; got dtype {array.dtype}. For numbers "
+            f"0 and 1 write {name} != 0"
+        )
+    hint = ""
+    if array.shape == shape[:-1] and function in WITH_IGNORED_ROWS:
+        hint = ". To leave out a row set its label to ignore_index"
+    elif array.shape == shape[:-1]:
+        hint = f". For one entry per row write {name}[..., None]"
+    return fitted(function, name, array, shape, "the logits' shape", hint)
 
 
 def as_temperature(
@@ -133,7 +144,12 @@ def reduced_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 
 
 def fitted(
-    function: str, name: str, array: Array, shape: tuple[int, ...], what: str
+    function: str,
+    name: str,
+    array: Array,
+    shape: tuple[int, ...],
+    what: str,
+    hint: str = "",
 ) -> Array:
     """The array with ones in front up to the rank of shape, which it never enlarges."""
     try:
@@ -143,6 +159,7 @@ def fitted(
     if enlarged:
         raise ValueError(
             f"{function}: {name} must broadcast to {what} {shape}; got {array.shape}"
+            f"{hint}"
         )
     return jax.lax.expand_dims(array, range(len(shape) - array.ndim))
 
@@ -180,27 +197,44 @@ def as_labels(
     if jnp.issubdtype(labels.dtype, jnp.integer):
         if labels.shape == rows:
             return labels, True
-        hint = ""
-        if labels.shape == logits.shape:
-            hint = ". For one-hot labels or probabilities use a floating dtype"
+        hint = _hint_for_indices(labels.shape, logits.shape, axes)
         raise ValueError(
             f"{function}: integer labels must have the logits' shape without the class "
             f"axis, {rows}; got labels {labels.shape} for logits {logits.shape}{hint}"
         )
     if not jnp.issubdtype(labels.dtype, jnp.floating):
+        hint = ""
+        if labels.dtype == bool and labels.shape == logits.shape:
+            hint = ". For one-hot labels write labels.astype(jnp.float32)"
         raise TypeError(
             f"{function}: labels must be integers (class indices) or floats "
-            f"(probabilities); got dtype {labels.dtype}"
+            f"(probabilities); got dtype {labels.dtype}{hint}"
         )
     if labels.shape == logits.shape:
         return labels, False
     hint = ""
     if labels.shape == rows:
         hint = ". For class indices use an integer dtype"
+    elif labels.ndim == logits.ndim + 1:
+        hint = f". The order is {function}(logits, labels)"
     raise ValueError(
         f"{function}: floating labels are probabilities and must have the logits' "
         f"shape {logits.shape}; got {labels.shape}{hint}"
     )
+
+
+def _hint_for_indices(
+    labels: tuple[int, ...], logits: tuple[int, ...], axes: Axes
+) -> str:
+    """What to write for integer labels that do not have the shape of the rows."""
+    if labels == logits:
+        return ". For one-hot labels or probabilities use a floating dtype"
+    if labels == kept_shape(logits, axes):
+        return f". Write jnp.squeeze(labels, {tuple(axes)})"
+    for axis in range(len(logits)):
+        if labels == (*logits[:axis], *logits[axis + 1 :]):
+            return f". For classes along axis {axis} write axis={axis}"
+    return ""
 
 
 def as_index_labels(

@@ -360,10 +360,13 @@ def _checked_inputs(
     )
     if hidden.shape[-1] != features or classes == 0:
         layout = ("(classes, features)", "(features, classes)")[vocab_axis]
+        hint = ""
+        if hidden.shape[-1] == classes != 0:
+            hint = f". Write vocab_axis={1 - vocab_axis}"
         raise ValueError(
             f"{name}: hidden must be (*batch, features) and vocab_weight {layout} with "
             f"the same features and at least one class; got shapes {hidden.shape} and "
-            f"{vocab_weight.shape} with vocab_axis={vocab_axis}"
+            f"{vocab_weight.shape} with vocab_axis={vocab_axis}{hint}"
         )
     batch = hidden.shape[:-1]
     labels = as_index_labels(

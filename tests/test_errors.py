@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import jaxsoft
 from jaxsoft import _checks
@@ -93,12 +94,20 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "mask of numbers": (
         lambda: jaxsoft.softmax(X, where=jnp.ones(3)),
         TypeError,
-        "softmax: where must be boolean; got dtype float32",
+        "softmax: where must be boolean; got dtype float32. For numbers 0 and 1 write "
+        "where != 0",
     ),
     "mask of another shape": (
         lambda: jaxsoft.softmax(X, where=jnp.ones(2, bool)),
         ValueError,
-        "softmax: where must broadcast to the logits' shape (2, 3); got (2,)",
+        "softmax: where must broadcast to the logits' shape (2, 3); got (2,). For one "
+        "entry per row write where[..., None]",
+    ),
+    "mask of rows": (
+        lambda: jaxsoft.cross_entropy(X, Y, where=Y == 0),
+        ValueError,
+        "cross_entropy: where must broadcast to the logits' shape (2, 3); got (2,). To "
+        "leave out a row set its label to ignore_index",
     ),
     "mask that enlarges": (
         lambda: jaxsoft.cross_entropy(X, Y, where=jnp.ones((4, 2, 3), bool)),
@@ -122,6 +131,22 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: jaxsoft.logsumexp(COMPLEX, temperature=2.0),
         TypeError,
         "logsumexp: temperature needs real input; got complex64 with temperature 2.0",
+    ),
+    "axis_name outside of shard_map": (
+        lambda: jaxsoft.softmax(X, axis_name="vocab"),
+        ValueError,
+        "softmax: axis_name must name mesh axes of an enclosing jax.shard_map; "
+        "got 'vocab'",
+    ),
+    "axis_name of complex logits": (
+        lambda: jax.shard_map(
+            lambda x: jaxsoft.softmax(x, axis_name="vocab"),
+            mesh=jax.make_mesh((1,), ("vocab",), (AxisType.Auto,)),
+            in_specs=PartitionSpec(None, "vocab"),
+            out_specs=PartitionSpec(None, "vocab"),
+        )(COMPLEX),
+        TypeError,
+        "softmax: axis_name needs real input; got complex64",
     ),
     "weights of another shape": (
         lambda: jaxsoft.logsumexp(X, b=jnp.ones(2)),
@@ -151,7 +176,28 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: jaxsoft.cross_entropy(X, X > 0),
         TypeError,
         "cross_entropy: labels must be integers (class indices) or floats "
-        "(probabilities); got dtype bool",
+        "(probabilities); got dtype bool. For one-hot labels write "
+        "labels.astype(jnp.float32)",
+    ),
+    "labels with the class axis kept": (
+        lambda: jaxsoft.cross_entropy(X, Y[:, None]),
+        ValueError,
+        "cross_entropy: integer labels must have the logits' shape without the class "
+        "axis, (2,); got labels (2, 1) for logits (2, 3). Write "
+        "jnp.squeeze(labels, (1,))",
+    ),
+    "classes along another axis": (
+        lambda: jaxsoft.cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros((2, 4), int)),
+        ValueError,
+        "cross_entropy: integer labels must have the logits' shape without the class "
+        "axis, (2, 3); got labels (2, 4) for logits (2, 3, 4). For classes along axis "
+        "1 write axis=1",
+    ),
+    "labels before logits": (
+        lambda: jaxsoft.cross_entropy(Y, X),
+        ValueError,
+        "cross_entropy: floating labels are probabilities and must have the logits' "
+        "shape (2,); got (2, 3). The order is cross_entropy(logits, labels)",
     ),
     "label probabilities of another shape": (
         lambda: jaxsoft.cross_entropy(X, jnp.zeros((1, 3))),

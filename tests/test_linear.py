@@ -801,12 +801,14 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"vocab_weight": jnp.zeros((3, 5))},
         ValueError,
-        FEATURES.format("classes, features") + "(2, 3) and (3, 5) with vocab_axis=0",
+        FEATURES.format("classes, features")
+        + "(2, 3) and (3, 5) with vocab_axis=0. Write vocab_axis=1",
     ),
     (
         {"vocab_axis": 1},
         ValueError,
-        FEATURES.format("features, classes") + "(2, 3) and (5, 3) with vocab_axis=1",
+        FEATURES.format("features, classes")
+        + "(2, 3) and (5, 3) with vocab_axis=1. Write vocab_axis=0",
     ),
     (
         {"vocab_weight": jnp.zeros((0, 3))},

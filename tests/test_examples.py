@@ -1,0 +1,84 @@
+"""The training scripts run as a user starts them, and learn."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxsoft
+
+ROOT = Path(jaxsoft.__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+# What the examples import: module name, package name.
+NEEDED = {
+    "equinox": "equinox",
+    "flax": "flax",
+    "optax": "optax",
+    "sklearn": "scikit-learn",
+    "tqdm": "tqdm",
+}
+MISSING = [
+    package
+    for module, package in NEEDED.items()
+    if importlib.util.find_spec(module) is None
+]
+
+pytestmark = [
+    pytest.mark.skipif(not EXAMPLES.exists(), reason="not in a checkout"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"needs {', '.join(MISSING)}: jaxsoft[examples]"
+    ),
+]
+
+
+def run(script: str, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step/s" in done.stderr, "a progress bar"
+    return done.stdout
+
+
+def percentages(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"([\d.]+)%", text)]
+
+
+def test_flax_classifier():
+    """As printed in the end, 98 %; here after a tenth of the steps."""
+    (accuracy,) = percentages(run("flax_classifier.py", "--steps", "150"))
+    assert accuracy > 90
+
+
+def test_equinox_classifier():
+    """Class weights bring back the rare classes: 20 points and more."""
+    plain, weighted = percentages(run("equinox_classifier.py"))
+    assert weighted > plain + 10
+    assert weighted > 85
+
+
+def losses(text: str) -> tuple[float, float]:
+    (pair,) = re.findall(r"loss ([\d.]+) at the first step, ([\d.]+) at the last", text)
+    return float(pair[0]), float(pair[1])
+
+
+def test_language_model():
+    """With the vocabulary on 8 devices the losses are those of one."""
+    steps = ("--steps", "12")
+    on_one = run("language_model.py", *steps)
+    on_eight = run("language_model.py", *steps, "--devices", "8")
+    assert "8 device(s), 1024 of 8192 words on each" in on_eight
+    first, last = losses(on_one)
+    assert abs(first - 9.01) < 0.1  # log 8192: nothing is known yet
+    assert last < first - 1
+    # Sums over devices are rounded in another order, and training amplifies it.
+    assert losses(on_eight) == pytest.approx((first, last), rel=1e-3)
