@@ -29,6 +29,7 @@ from jaxsoft._numerics import (
     accumulation_dtype,
     class_count,
     per_row,
+    split_alike,
     vary_alike,
 )
 from jaxsoft._per_row import (
@@ -183,6 +184,8 @@ def _cross_entropy(
     class_weight = local_weight(options["class_weight"], logits.shape, axes)
     options["class_weight"] = class_weight
     class_weight = _along_axes(class_weight, logits.shape, axes)
+    if class_weight is not None:
+        class_weight = split_alike(class_weight, logits)
     row_index = None
     if jnp.issubdtype(labels.dtype, jnp.integer):
         classes = class_count(logits.shape, axes)
@@ -197,7 +200,7 @@ def _cross_entropy(
         spread_weight = class_weight
         if class_weight is None:
             spread_weight = jnp.ones((1,) * logits.ndim, label_smoothing.dtype)
-    temperature = per_row(temperature, logits.shape, axes)
+    temperature = per_row(temperature, logits, axes)
     if row_index is None:
         (logits, targets, spread_weight), temperature = vary_alike(
             axes, (logits, targets, spread_weight), temperature

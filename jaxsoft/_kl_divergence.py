@@ -137,7 +137,7 @@ def kl_divergence(
 def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reduction):
     if accumulation_dtype(x.dtype) != accumulation_dtype(y.dtype):
         x, y = (v.astype(jnp.promote_types(x.dtype, y.dtype)) for v in (x, y))
-    temperature = per_row(temperature, x.shape, axes)
+    temperature = per_row(temperature, x, axes)
     (x, y), temperature = vary_alike(axes, (x, y), temperature)
     kl = jnp.squeeze(_kl_divergence(x, y, where, temperature, axes), axes)
     terms = RowTerms(kl, None, None)

@@ -30,6 +30,7 @@ from jaxsoft._numerics import (
     shifted,
     times_log,
     varying,
+    varying_like,
 )
 from jaxsoft._per_row import times_loss
 from jaxsoft._row_terms import (
@@ -399,12 +400,17 @@ def _backward(hidden, head: Any, tokens, of_rows, stream):
     blocks = _token_blocks(tokens.labels.counted, stream)
     indices = blocks or [None]
 
+    zero = varying(jnp.zeros_like(of_rows.s), stream.mesh_names)
+
     # Transposition for forward mode would otherwise store the factors of dz, N x V.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_chunk(carry, position):
         of_parts, dsoftcap = carry
         chunk = _chunk_at(position, head, stream)
-        dchunk = _no_cotangents(chunk, dsoftcap, stream)
+        # Under shard_map they vary as the cotangents that are added to them.
+        dchunk = jax.tree.map(
+            lambda v: varying_like(v, zero), _no_cotangents(chunk, dsoftcap, stream)
+        )
         new = []
         for index, sums in zip(indices, of_parts):
 
@@ -425,7 +431,6 @@ def _backward(hidden, head: Any, tokens, of_rows, stream):
         dweight = dchunk.weight.astype(head.weight.dtype)
         return (new, dsoftcap), dchunk._replace(weight=dweight, softcap=None)
 
-    zero = varying(jnp.zeros_like(of_rows.s), stream.mesh_names)
     start = [
         rows_at((jnp.zeros_like(hidden, zero.dtype) + zero, zero), index)
         for index in indices

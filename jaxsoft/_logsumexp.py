@@ -232,7 +232,7 @@ def logmeanexp(
 
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims", "mean"))
 def _reduced(x, b, where, temperature, axes, keepdims, mean):
-    temperature = per_row(temperature, x.shape, axes)
+    temperature = per_row(temperature, x, axes)
     (x, b), temperature = vary_alike(axes, (x, b), temperature)
     results = _logsumexp(x, b, where, temperature, axes, mean)
     return results if keepdims else tuple(jnp.squeeze(r, axes) for r in results)

@@ -32,6 +32,7 @@ from jaxsoft._numerics import (
     exp_shifted,
     exp_without_comparison,
     row_sum,
+    split_by_type,
     weighted_exp,
 )
 
@@ -84,7 +85,8 @@ def _local_max_and_tail(z, weights, temperature, axes):
     plainly = functools.partial(_plainly, weights=weights, axes=axes)
     in_float32 = accumulation_dtype(z.dtype) == jnp.float32
     grouping = None
-    if weights is None and len(axes) == 1 and in_float32 and z.size:
+    one_axis = len(axes) == 1 and not split_by_type(z, axes)
+    if weights is None and one_axis and in_float32 and z.size:
         grouping = _grouping(z.shape[axes[0]])
     if grouping is None:
         return plainly(z, temperature)
@@ -205,10 +207,16 @@ def _grouping(classes: int) -> tuple[int, int, bool] | None:
     # Somewhat more blocks than classes of a block, which cost more. A row that has to
     # be filled up is copied.
     ideal = math.isqrt(classes // 2)
-    length = _divisor_near(ideal, classes) or ideal
+    length = _divisor_near(ideal, classes, shared_by=64) or ideal
     return -(-classes // length), length, False
 
 
-def _divisor_near(ideal: int, number: int) -> int | None:
+def _divisor_near(ideal: int, number: int, shared_by: int = 1) -> int | None:
+    """If it can be, with number // divisor a multiple of shared_by: as many devices can
+    then hold whole blocks, and a row that is split over them is not gathered."""
     divisors = [d for d in range(ideal // 2, 3 * ideal) if number % d == 0]
-    return min(divisors, key=lambda d: abs(math.log(d / ideal)), default=None)
+
+    def badness(d):
+        return -math.gcd(number // d, shared_by), abs(math.log(d / ideal))
+
+    return min(divisors, key=badness, default=None)

@@ -60,6 +60,46 @@ def row_max(v: Array, axes: Axes) -> Array:
     return jax.lax.pmax(top, axes.mesh_names) if axes.mesh_names else top
 
 
+def split_by_type(v: Any, axes: Iterable[int]) -> bool:
+    """Whether a mesh with explicit axes splits any of these axes of v.
+
+    Then only what the type can follow may be done to them: no reshape, no gather.
+    """
+    spec = jax.typeof(v).sharding.spec
+    return any(spec[axis] is not None for axis in axes)
+
+
+def split_alike(v: Array, like: Array) -> Array:
+    """v, typed to be split as `like` is over the explicit axes of a mesh, but for axes
+    of size 1. In a choice between arrays JAX asks for equal types."""
+    spec = [
+        entry if n > 1 else None
+        for entry, n in zip(jax.typeof(like).sharding.spec, v.shape)
+    ]
+    return _resharded(v, spec, like) if any(spec) else v
+
+
+def spread_alike(v: Array, like: Array) -> Array:
+    """v, and where a type splits `like`, v broadcast to its shape and split alike."""
+    if not split_by_type(like, range(like.ndim)):
+        return v
+    return split_alike(jnp.broadcast_to(v, like.shape), like)
+
+
+def entries_at(table: Array, index: Array) -> Array:
+    """table[index] of a table with one axis, split as the index is."""
+    axes = range(index.ndim)
+    if not (split_by_type(table, (0,)) or split_by_type(index, axes)):
+        return table[index]
+    whole = _resharded(table, [None], index)
+    return whole.at[index].get(out_sharding=jax.typeof(index).sharding)
+
+
+def _resharded(v, spec, like):
+    mesh, spec = jax.typeof(like).sharding.mesh, jax.sharding.PartitionSpec(*spec)
+    return jax.sharding.reshard(v, jax.sharding.NamedSharding(mesh, spec))
+
+
 def class_count(shape: tuple[int, ...], axes: Axes) -> int:
     return math.prod(shape[a] for a in axes) * shard_count(axes)
 
@@ -129,11 +169,13 @@ def counted_logits(
 
     A rule calls this in its forward and in its backward pass, so that both see the
     same logits and only x itself is saved. Its transpose takes dz back to dx. Narrow
-    logits stay in the dtype of x, exactly, unless there is a softcap.
+    logits stay in the dtype of x, exactly, without a mask and a softcap.
     """
     z = x
-    if softcap is not None or not narrow:
+    if where is not None or softcap is not None or not narrow:
         z = converted(x, accumulation_dtype(x.dtype))
+    if where is not None:
+        where = spread_alike(where, z)
     if softcap is not None:
         # A masked NaN must not meet the derivative of the cap.
         z = capped(z if where is None else jnp.where(where, z, 0), softcap)
@@ -143,15 +185,13 @@ def counted_logits(
     return z if where is None else jnp.where(where, z, -jnp.inf)
 
 
-def per_row(
-    temperature: Array | None, shape: tuple[int, ...], axes: Axes
-) -> Array | None:
+def per_row(temperature: Array | None, x: Array, axes: Axes) -> Array | None:
     """The temperature of every row. A shared one is spread before a rule sees it: the
     sum over rows in its derivative is then JAX's own."""
     if temperature is None:
         return None
-    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
-    return jnp.broadcast_to(temperature, kept)
+    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    return split_alike(jnp.broadcast_to(temperature, kept), x)
 
 
 def is_hard(temperature: Array) -> Array:

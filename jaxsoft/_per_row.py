@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
-from jaxsoft._numerics import Axes, class_count, first_class, row_sum
+from jaxsoft._numerics import Axes, class_count, entries_at, first_class, row_sum
 
 
 class RowLabels(NamedTuple):
@@ -62,12 +62,13 @@ def row_labels(
 
 
 def _check_labels(function: str, labels: Array, valid: Array, classes: int) -> None:
-    first_invalid = labels.ravel()[jnp.argmin(valid.ravel())]
+    smallest = np.asarray(jnp.iinfo(labels.dtype).min, labels.dtype)
+    largest_invalid = jnp.max(jnp.where(valid, smallest, labels))
     checkify.debug_check(
         jnp.all(valid),
         f"{function}: labels must lie in [0, {classes}) or equal ignore_index; "
         "got label {label}",
-        label=first_invalid,
+        label=largest_invalid,
     )
 
 
@@ -115,7 +116,7 @@ def row_options(
 
 def _weight_of_label(class_weight, class_index, mesh_names):
     if not mesh_names:
-        return class_weight[jnp.maximum(class_index, 0)]
+        return entries_at(class_weight, jnp.maximum(class_index, 0))
     here = len(class_weight)
     index = class_index - jax.lax.axis_index(mesh_names) * here
     found = (index >= 0) & (index < here)

@@ -15,7 +15,7 @@ NaN out of ignored rows, and puts it into rows whose label is no class.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from jaxsoft._numerics import (
     is_hard,
     row_sum,
     shifted,
+    split_alike,
+    split_by_type,
     sum_over_others,
     times_log,
 )
@@ -114,7 +116,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
     # q_g is g q + k w, for the derivative in t.
     if isinstance(targets, RowLabels):
         g = row_cotangent(g, targets)
-        hit = _is_label(targets, x.shape, axes)
+        hit = _is_label(targets, x, axes)
         dz = label_cotangent(g, hit, e, s)
         q_g = jnp.where(hit | ~targets.valid, g, 0)
         dtargets = None
@@ -189,7 +191,7 @@ def _label_logit(x, labels, where, temperature, softcap, axes):
 
     def compared(x, labels, where, temperature, softcap):
         z = counted_logits(x, where, temperature, softcap)
-        hit = _is_label(labels, x.shape, axes)
+        hit = _is_label(labels, x, axes)
         return jnp.sum(jnp.where(hit, z, 0), axes, keepdims=True)
 
     def taken(x, labels, where, temperature, softcap):
@@ -199,7 +201,7 @@ def _label_logit(x, labels, where, temperature, softcap, axes):
         here = (index >= 0) & (index < classes)
         index = jnp.clip(index, 0, classes - 1)
 
-        def of_label(v):
+        def of_label(v: Any) -> Any:
             if v is None or v.shape[axis] == 1:
                 return v
             return jnp.take_along_axis(v, index, axis, mode="promise_in_bounds")
@@ -208,22 +210,23 @@ def _label_logit(x, labels, where, temperature, softcap, axes):
         return jnp.where(here, z, 0)
 
     given = x, labels, where, temperature, softcap
-    if len(axes) > 1 or x.size == 0:
+    if len(axes) > 1 or x.size == 0 or split_by_type(x, axes):
         z = compared(*given)
     else:
         z = jax.lax.platform_dependent(*given, cpu=taken, default=compared)
     return jax.lax.psum(z, axes.mesh_names) if axes.mesh_names else z
 
 
-def _is_label(labels, shape, axes):
+def _is_label(labels, x, axes):
     """Compared, not gathered: a comparison stays local when the classes are sharded."""
-    class_index, stride = jnp.zeros((1,) * len(shape), jnp.int32), 1
+    class_index, stride = jnp.zeros((1,) * x.ndim, jnp.int32), 1
     for axis in reversed(axes):
-        along_axis = [n if i == axis else 1 for i, n in enumerate(shape)]
+        along_axis = [n if i == axis else 1 for i, n in enumerate(x.shape)]
         iota = jax.lax.broadcasted_iota(jnp.int32, along_axis, axis)
         class_index = class_index + stride * iota
-        stride *= shape[axis]
-    return first_class(shape, axes) + class_index == labels.class_index
+        stride *= x.shape[axis]
+    class_index = split_alike(class_index, x)
+    return first_class(x.shape, axes) + class_index == labels.class_index
 
 
 def _coefficients(targets, mask, z):
@@ -236,7 +239,7 @@ def _coefficients(targets, mask, z):
 
 
 def _included(spread_weight, mask, z):
-    w = jnp.broadcast_to(spread_weight.astype(z.dtype), z.shape)
+    w = split_alike(jnp.broadcast_to(spread_weight.astype(z.dtype), z.shape), z)
     return w if mask is None else jnp.where(mask, w, 0)
 
 

@@ -199,7 +199,7 @@ def boltzmann_max(
 
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _boltzmann_max_jit(x, where, temperature, axes, keepdims):
-    b = _boltzmann_max(x, where, per_row(temperature, x.shape, axes), axes)
+    b = _boltzmann_max(x, where, per_row(temperature, x, axes), axes)
     return b if keepdims else jnp.squeeze(b, axes)
 
 

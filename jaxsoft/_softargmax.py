@@ -108,7 +108,7 @@ def softargmax(
 
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _softargmax_jit(x, positions, where, temperature, axes, keepdims):
-    temperature = per_row(temperature, x.shape, axes)
+    temperature = per_row(temperature, x, axes)
     a = _softargmax(x, positions, where, temperature, axes)
     return a if keepdims else jnp.squeeze(a, axes)
 

@@ -36,6 +36,8 @@ from jaxsoft._numerics import (
     row_max,
     row_sum,
     shifted,
+    split_by_type,
+    spread_alike,
     sum_over_others,
     times_log,
     vary_alike,
@@ -108,7 +110,7 @@ def softmax(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _softmax_jit(x, where, temperature, axes):
-    temperature = per_row(temperature, x.shape, axes)
+    temperature = per_row(temperature, x, axes)
     x, temperature = vary_alike(axes, x, temperature)
     return _softmax(x, where, temperature, axes)
 
@@ -170,12 +172,16 @@ def _softmax_bwd(axes, residuals, g):
 
 def _softmax_pullback(p, g, axes):
     p = apart(p, p)
-    first = functools.reduce(
-        lambda p, a: jax.lax.slice_in_dim(p, 0, 1, axis=a), axes, p
-    )
+    first = _first_of_row(p, axes)
     c = row_sum(jnp.round(p) * g, axes)  # 1 where p > 1/2, else 0
     h = g - apart(c, first)
     return p * (h - apart(row_sum(p * h, axes), first))
+
+
+def _first_of_row(p, axes):
+    if split_by_type(p, axes):
+        return jnp.max(p, axes, keepdims=True)
+    return functools.reduce(lambda p, a: jax.lax.slice_in_dim(p, 0, 1, axis=a), axes, p)
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
@@ -239,7 +245,7 @@ def log_softmax(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _log_softmax_jit(x, where, temperature, axes):
-    temperature = per_row(temperature, x.shape, axes)
+    temperature = per_row(temperature, x, axes)
     x, temperature = vary_alike(axes, x, temperature)
     return _log_softmax(x, where, temperature, axes)
 
@@ -273,7 +279,7 @@ def _log_softmax_bwd(axes, residuals, g):
     x, where, temperature, m, s = residuals
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
     g = jnp.where(jnp.isneginf(m), 0, widened(g, z.dtype))
-    g = g if where is None else jnp.where(where, g, 0)
+    g = g if where is None else jnp.where(spread_alike(where, g), g, 0)
     e = exp_shifted(z, m, temperature)
     dz = (g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)) / (1 + s)
     dz = dz * inverse_temperature(temperature)
@@ -340,7 +346,7 @@ def entropy(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _entropy_jit(x, where, temperature, axes):
-    temperature = per_row(temperature, x.shape, axes)
+    temperature = per_row(temperature, x, axes)
     x, temperature = vary_alike(axes, x, temperature)
     return jnp.squeeze(_entropy(x, where, temperature, axes), axes)
 

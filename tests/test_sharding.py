@@ -1,0 +1,549 @@
+"""The class axis split over devices: values, gradients, and what the devices send.
+
+A process has the number of devices that it started with. So the checks run in processes
+of their own, which execute this file: `python tests/test_sharding.py CHECK`.
+"""
+
+import functools
+import os
+import re
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxsoft
+from jaxsoft import shard_vocab
+
+TIMEOUT_SECONDS = 240
+TOKENS, CLASSES, FEATURES = 8, 32, 5
+MANY_TOKENS, MANY_CLASSES, MANY_FEATURES = 64, 4096, 48
+
+
+def started(devices: int, *arguments: str) -> subprocess.Popen:
+    flags = [
+        f"--xla_force_host_platform_device_count={devices}",
+        "--xla_backend_optimization_level=0",  # compiles faster
+    ]
+    return subprocess.Popen(
+        [sys.executable, __file__, *arguments],
+        env={
+            **os.environ,
+            "XLA_FLAGS": " ".join(flags),
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(Path(jaxsoft.__file__).parent.parent),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(processes: list[subprocess.Popen]) -> None:
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+            assert process.returncode == 0, output
+            assert "all is well" in output
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(
+    "check", ["axis_name", "shard_vocab", "collectives", "jit", "explicit"]
+)
+def test_on_eight_devices(check: str) -> None:
+    finished([started(8, check)])
+
+
+def test_over_two_processes() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    finished([started(2, "processes", port, str(i)) for i in range(2)])
+
+
+def test_an_unbound_axis_name_is_an_error():
+    x = jnp.zeros((2, 4))
+    message = "cross_entropy: axis_name must name mesh axes .*; got 'nowhere'"
+    with pytest.raises(ValueError, match=message):
+        jaxsoft.cross_entropy(x, jnp.zeros(2, jnp.int32), axis_name="nowhere")
+    with pytest.raises(ValueError, match="softmax: axis_name must name mesh axes"):
+        jax.jit(functools.partial(jaxsoft.softmax, axis_name=("a", "b")))(x)
+
+
+LINEAR = jaxsoft.linear_cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda mesh: shard_vocab(LINEAR, mesh, "x"), r"axis must name .*; got 'x'"),
+        (lambda mesh: shard_vocab(LINEAR, mesh, ()), r"axis must name .*; got \(\)"),
+        (lambda mesh: shard_vocab(LINEAR, mesh, ("v", "v")), "axis must name diff"),
+        (
+            lambda mesh: shard_vocab(LINEAR, mesh, "v", tokens=("t", "x")),
+            r"tokens must name .* \('t', 'v'\); got \('t', 'x'\)",
+        ),
+        (
+            lambda mesh: shard_vocab(LINEAR, mesh, "v", tokens="v"),
+            "axis and tokens must name different mesh axes; got 'v' and 'v'",
+        ),
+        (
+            lambda mesh: shard_vocab(jaxsoft.softmax, mesh, "v", tokens=P("t", None))(
+                np.zeros((2, 4), np.float32)
+            ),
+            "tokens must have at most one entry per batch axis; got 2 for 1",
+        ),
+        (
+            lambda mesh: shard_vocab(jaxsoft.softmax, mesh, "v")(
+                np.zeros((2, 4), np.float32), ()
+            ),
+            "axis must name at least one class axis",
+        ),
+        (
+            lambda mesh: shard_vocab(jaxsoft.softmax, mesh, "v")(
+                np.zeros((2, 4), np.float32), axis_name="v"
+            ),
+            "axis_name must be left to shard_vocab; got 'v'",
+        ),
+        (
+            lambda mesh: shard_vocab(jaxsoft.cross_entropy, mesh, "v")(
+                np.zeros((2, 4), np.float32), np.zeros(3, np.int32)
+            ),
+            r"cross_entropy: integer labels must have .*\(2,\); got labels \(3,\)",
+        ),
+    ],
+)
+def test_wrong_arguments(call, message):
+    mesh = jax.make_mesh((1, 1), ("t", "v"))
+    with pytest.raises(ValueError, match=message):
+        call(mesh)
+
+
+def test_what_cannot_be_split_is_a_type_error():
+    mesh = jax.make_mesh((1,), ("v",))
+    with pytest.raises(TypeError, match="f must be one of cross_entropy, entropy, "):
+        shard_vocab(jnp.sum, mesh, "v")
+
+
+# From here on, what the processes run.
+
+
+def data(tokens=TOKENS, classes=CLASSES, features=FEATURES):
+    rng = np.random.default_rng(7)
+
+    def normal(*shape, scale=1.0):
+        return np.float32(scale * rng.standard_normal(shape))
+
+    labels = rng.integers(0, classes, tokens).astype(np.int32)
+    where = rng.random((tokens, classes)) < 0.8
+    where[np.arange(tokens), labels] = True
+    labels[2] = -100
+    x = normal(tokens, classes, scale=3)
+    x[0, 3] = x[0, classes - 2] = x[0].max() + 1  # a tie across devices
+    return {
+        "x": x,
+        "other": normal(tokens, classes, scale=3),
+        "hidden": normal(tokens, features),
+        "vocab_weight": normal(classes, features),
+        "vocab_bias": normal(classes),
+        "labels": labels,
+        "q": rng.dirichlet(np.ones(classes), tokens).astype(np.float32),
+        "where": where,
+        "class_weight": np.float32(rng.random(classes)),
+        "sample_weight": np.float32(rng.random(tokens)),
+        "temperature": np.float32(0.7),
+        "label_smoothing": np.float32(0.1),
+        "z_loss": np.float32(0.01),
+        "softcap": np.float32(5),
+    }
+
+
+OPTIONS = ("class_weight", "sample_weight", "temperature")
+OPTIONS += ("label_smoothing", "z_loss", "softcap", "where")
+
+
+def of(names, **more):
+    """The arguments of these names, as keywords; more of another name."""
+    values = data()
+    return {name: values[name] for name in names} | {
+        name: values[as_] for name, as_ in more.items()
+    }
+
+
+# What is called, with all that it may be differentiated in.
+CALLS = {
+    "logsumexp": (
+        functools.partial(jaxsoft.logsumexp, axis=-1),
+        of(["where", "temperature"], a="x", b="q"),
+    ),
+    "logmeanexp": (
+        functools.partial(jaxsoft.logmeanexp, axis=-1),
+        of(["x", "where", "temperature"]),
+    ),
+    "softmax": (jaxsoft.softmax, of(["x"])),
+    "softmax, options": (jaxsoft.softmax, of(["x", "where", "temperature"])),
+    "log_softmax": (jaxsoft.log_softmax, of(["x", "where", "temperature"])),
+    "entropy": (jaxsoft.entropy, of(["where", "temperature"], logits="x")),
+    "kl_divergence": (
+        jaxsoft.kl_divergence,
+        of(
+            ["where", "temperature", "sample_weight"], target_logits="other", logits="x"
+        ),
+    ),
+    "cross_entropy": (jaxsoft.cross_entropy, of(["labels", *OPTIONS], logits="x")),
+    "cross_entropy, q": (jaxsoft.cross_entropy, of(OPTIONS, logits="x", labels="q")),
+    "linear_cross_entropy": (
+        functools.partial(LINEAR, chunk_bytes=4 * TOKENS * 3),
+        of(["hidden", "vocab_weight", "vocab_bias", "labels", *OPTIONS]),
+    ),
+    "linear_log_probs": (
+        functools.partial(jaxsoft.linear_log_probs, chunk_bytes=4 * TOKENS * 3),
+        of(["hidden", "vocab_weight", "vocab_bias", "temperature"], labels="labels")
+        | {"labels": np.abs(data()["labels"]) % CLASSES},
+    ),
+}
+
+
+def spec_of(name, value, tokens, vocab, sliced):
+    """How a caller of shard_map splits an argument."""
+    if name == "class_weight":
+        return P(vocab) if sliced else P()
+    if name in ("vocab_weight", "vocab_bias"):
+        return P(vocab)
+    if name in ("hidden", "sample_weight") or value.dtype == np.int32:
+        return P(tokens)
+    return P(tokens, vocab) if value.ndim == 2 else P()
+
+
+def derivatives(function, arguments, with_tangent=True):
+    """Value, all gradients under a random cotangent, and a tangent."""
+    smooth = {k: v for k, v in arguments.items() if v.dtype == np.float32}
+
+    def of_smooth(smooth):
+        out = function(**{**arguments, **smooth})
+        # An integer result, top_label, has no derivative.
+        return [v for v in jax.tree.leaves(out) if v.dtype == jnp.float32], out
+
+    values, pullback, out = jax.vjp(of_smooth, smooth, has_aux=True)
+    rng = np.random.default_rng(1)
+    # Of the type of the values, which says how they are split.
+    cotangents = [
+        jnp.zeros_like(v) + np.float32(rng.standard_normal(v.shape)) for v in values
+    ]
+    if not with_tangent:
+        return out, pullback(cotangents)
+    directions = {k: jnp.cos(v) for k, v in smooth.items()}
+    _, tangents = jax.jvp(lambda s: of_smooth(s)[0], (smooth,), (directions,))
+    return out, pullback(cotangents), tangents
+
+
+@functools.cache
+def reference(name):
+    function, arguments = CALLS[name]
+    return jax.jit(functools.partial(derivatives, function))(arguments)
+
+
+def assert_same(ours, reference, what=""):
+    """To float32 rounding: sums over a row in another order, of terms that cancel."""
+
+    def assert_leaf(a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        scale = np.abs(b[np.isfinite(b)]).max(initial=0)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * scale, err_msg=what)
+
+    jax.tree.map(assert_leaf, ours, reference)
+
+
+def mesh_of(kind=AxisType.Auto, **sizes):
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes)
+    )
+
+
+def check_axis_name():
+    eight, six = mesh_of(v=8), mesh_of(t=2, v=2, w=2)
+    for name, (function, arguments) in CALLS.items():
+        meshes = [(six, "t", ("v", "w"), name == "cross_entropy, q")]
+        if name in ("cross_entropy", "linear_cross_entropy"):
+            meshes.append((eight, None, "v", True))
+        for mesh, tokens, vocab, sliced in meshes:
+            specs = {
+                k: spec_of(k, v, tokens, vocab, sliced) for k, v in arguments.items()
+            }
+            out = P(tokens, vocab) if "softmax" in name else P(tokens)
+
+            def on_device(arguments, function=function, vocab=vocab):
+                return function(**arguments, axis_name=vocab)
+
+            split = jax.shard_map(
+                on_device, mesh=mesh, in_specs=(specs,), out_specs=out
+            )
+            ours = jax.jit(
+                functools.partial(derivatives, lambda split=split, **kw: split(kw))
+            )(arguments)
+            assert_same(ours, reference(name), f"{name} on {mesh}")
+    check_frozen_head(eight)
+
+
+def check_frozen_head(mesh):
+    arguments = of(["hidden", "vocab_weight", "labels"])
+    hidden, vocab_weight, labels = arguments.values()
+
+    def gradient(vocab_weight, axis_name=None):
+        return jax.grad(
+            lambda h: jnp.sum(
+                jnp.sin(LINEAR(h, vocab_weight, labels, axis_name=axis_name))
+            )
+        )(hidden)
+
+    split = jax.shard_map(
+        functools.partial(gradient, axis_name="v"),
+        mesh=mesh,
+        in_specs=P("v"),
+        out_specs=P(),
+    )
+    assert_same(jax.jit(split)(vocab_weight), jax.jit(gradient)(vocab_weight))
+
+
+def check_shard_vocab():
+    mesh, explicit = mesh_of(t=2, v=4), mesh_of(AxisType.Explicit, t=2, v=4)
+    function, arguments = CALLS["linear_cross_entropy"]
+    split = shard_vocab(function, explicit, "v", tokens="t")
+    ours = jax.jit(functools.partial(derivatives, split))(arguments)
+    assert_same(ours, reference("linear_cross_entropy"))
+    for function, arguments in CALLS.values():
+        split = shard_vocab(function, mesh, "v", tokens="t")
+        assert_same(split(**arguments), function(**arguments), str(function))
+    check_reductions(*CALLS["cross_entropy"], mesh, "sum")
+    for name in ("kl_divergence", "cross_entropy, q", "linear_cross_entropy"):
+        check_reductions(*CALLS[name], mesh, "mean")
+    check_shapes(mesh)
+    check_sizes(mesh)
+
+
+def check_reductions(function, arguments, mesh, reduction):
+    """Those of the whole batch, whose tokens weigh differently on each device."""
+    smooth = {k: v for k, v in arguments.items() if v.dtype == np.float32}
+
+    def total(smooth, function):
+        out = function(**{**arguments, **smooth}, reduction=reduction)
+        assert out.shape == ()
+        return out
+
+    split = shard_vocab(function, mesh, "v", tokens="t")
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(functools.partial(total, function=f)))(smooth)
+        for f in (split, function)
+    )
+    assert_same(ours, theirs, f"{reduction} of {function}")
+
+
+def check_shapes(mesh):
+    """Other axes, broadcast arguments, numbers in place of arrays, the other layout."""
+    rng = np.random.default_rng(3)
+    x = np.float32(rng.standard_normal((2, 32, 4)))
+    calls = [
+        (jaxsoft.softmax, (x,), {"axis": 1, "where": np.arange(32)[:, None] < 30}),
+        (jaxsoft.logsumexp, (x,), {"axis": 1, "keepdims": True, "b": x[:1, :, :1]}),
+        (jaxsoft.logsumexp, (x[:, :1],), {"axis": 1, "b": x, "return_sign": True}),
+        (jaxsoft.logmeanexp, (x,), {"axis": [1, 2], "temperature": 0.5}),
+        (jaxsoft.entropy, (x[..., 0],), {"where": np.arange(2)[:, None] < 1}),
+        (
+            jaxsoft.cross_entropy,
+            (x, rng.integers(0, 128, 2).astype(np.int8)),
+            {"axis": (2, 1), "class_weight": np.float32(rng.random(128))},
+        ),
+        (
+            functools.partial(LINEAR, vocab_axis=1, reduction="mean"),
+            (x, np.float32(rng.standard_normal((4, 64))), np.zeros((2, 32), np.int32)),
+            {"where": np.arange(64) < 60, "sample_weight": 2.0},
+        ),
+    ]
+    for function, args, options in calls:
+        split = shard_vocab(function, mesh, "v", tokens="t")
+        assert_same(split(*args, **options), function(*args, **options))
+    split = shard_vocab(calls[-1][0], mesh, "v", tokens=P(None, "t"))
+    assert_same(split(*calls[-1][1]), calls[-1][0](*calls[-1][1]))
+
+
+def check_sizes(mesh):
+    arguments = of(["hidden", "vocab_weight", "labels"])
+    split = shard_vocab(LINEAR, mesh, "v", tokens="t")
+    with pytest.raises(ValueError, match=r"number of classes .*; got 31 for 4"):
+        split(**{**arguments, "vocab_weight": arguments["vocab_weight"][:31]})
+    short = {name: arguments[name][:7] for name in ("hidden", "labels")}
+    with pytest.raises(ValueError, match=r"number of tokens .*; got 7 for 2"):
+        split(**{**arguments, **short})
+
+
+COLLECTIVE = re.compile(
+    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+    r"(?:-start)?\("
+)
+
+
+def collectives(program):
+    """(kind, numbers) of all that a compiled program sends."""
+    found = []
+    for line in program.as_text().splitlines():
+        match = COLLECTIVE.search(line)
+        if match:
+            shapes = re.findall(r"[a-z]+\d*\[([0-9,]*)\]", match[1])
+            sizes = [[int(n) for n in shape.split(",") if n] for shape in shapes]
+            found += [(match[2], int(np.prod(size))) for size in sizes]
+    return found
+
+
+def large_data(mesh, tokens, vocab):
+    arguments = data(MANY_TOKENS, MANY_CLASSES, MANY_FEATURES)
+    return {
+        name: jax.device_put(
+            value,
+            NamedSharding(mesh, spec_of(name, value, tokens, vocab, sliced=True)),
+        )
+        for name, value in arguments.items()
+    }
+
+
+def check_collectives():
+    """At most three all-reduces of O(N) numbers, and for a linear head one of N x D and
+    one of the gradient of vocab_weight, if the tokens are split; and nothing else."""
+    eight, two_by_four = mesh_of(v=8), mesh_of(t=2, v=4)
+    for mesh, tokens, vocab in ((eight, None, "v"), (two_by_four, "t", "v")):
+        here = MANY_TOKENS // mesh.shape.get("t", 1)
+        given = large_data(mesh, tokens, vocab)
+        dense = shard_vocab(jaxsoft.cross_entropy, mesh, vocab, tokens=tokens)
+        linear = shard_vocab(
+            functools.partial(LINEAR, chunk_bytes=4 * here * 64),
+            mesh,
+            vocab,
+            tokens=tokens,
+        )
+
+        def total_dense(x, labels, dense=dense):
+            return jnp.sum(jnp.sin(dense(x, labels)))
+
+        def total_linear(hidden, vocab_weight, labels, linear=linear):
+            return jnp.sum(jnp.sin(linear(hidden, vocab_weight, labels)))
+
+        program = jax.jit(jax.value_and_grad(total_dense))
+        found = collectives(program.lower(given["x"], given["labels"]).compile())
+        assert {kind for kind, _ in found} == {"all-reduce"}, found
+        rows = [size for _, size in found if size > 1]  # without that of the total
+        assert 2 <= len(rows) <= 3, found
+        assert max(rows) <= 3 * here, found
+
+        arguments = [given[name] for name in ("hidden", "vocab_weight", "labels")]
+        program = jax.jit(jax.value_and_grad(total_linear, (0, 1)))
+        found = collectives(program.lower(*arguments).compile())
+        assert {kind for kind, _ in found} == {"all-reduce"}, found
+        sizes = sorted(size for _, size in found if size > 1)
+        if tokens:
+            assert sizes.pop() == MANY_CLASSES // 4 * MANY_FEATURES, found
+        assert sizes.pop() == here * MANY_FEATURES, found
+        assert len(sizes) <= 3, found
+        assert max(sizes) <= 3 * here, found
+
+
+DENSE = [name for name in CALLS if "linear" not in name]
+
+
+def check_split_by_jit(kind, names):
+    """Dense functions under plain jit: nothing near the size of a device's logits is
+    sent, and the values are those of one device."""
+    both = (mesh_of(kind, t=2, v=4), "t", "v")
+    one = [(mesh_of(kind, v=8), None, "v"), (mesh_of(kind, v=8), "v", None)]
+    whole = data(MANY_TOKENS, MANY_CLASSES, MANY_FEATURES)
+    for name in names:
+        function, small = CALLS[name]
+        plain = {
+            "x": "other" if name == "kl_divergence" else "x",
+            "a": "x",
+            "b": "q",
+            "logits": "x",
+            "target_logits": "other",
+            "labels": "q" if name == "cross_entropy, q" else "labels",
+        }
+        keys = {key: plain.get(key, key) for key in small}
+        program = jax.jit(
+            functools.partial(derivatives, function, with_tangent=name == "logsumexp")
+        )
+        theirs = program({key: whole[source] for key, source in keys.items()})
+        meshes = [both, *one] if name == "cross_entropy" else [both]
+        for mesh, tokens, vocab in meshes:
+            with jax.set_mesh(mesh):
+                given = large_data(mesh, tokens, vocab)
+                given = {key: given[source] for key, source in keys.items()}
+                compiled = program.lower(given).compile()
+                ours = compiled(given)
+            assert_same(ours, theirs, f"{name} on {mesh}")
+            largest = max((size for _, size in collectives(compiled)), default=0)
+            # A device has 32768 logits; a number for each of 64 rows on each of 8
+            # devices, or for each of 4096 classes, may be sent.
+            assert largest <= 4096, (name, mesh, collectives(compiled))
+
+
+def check_jit():
+    check_split_by_jit(AxisType.Auto, DENSE)
+
+
+def check_explicit():
+    check_split_by_jit(AxisType.Explicit, DENSE)
+
+
+def assert_shards(ours, reference):
+    """What this process holds of an array is what it should be."""
+    scale = np.abs(reference).max()
+    for shard in ours.addressable_shards:
+        part = reference[shard.index]
+        np.testing.assert_allclose(shard.data, part, rtol=1e-5, atol=2e-6 * scale)
+
+
+def check_processes(port, index):
+    """A 2 x 2 mesh over two processes: first the vocabulary split over them, then the
+    tokens."""
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
+    assert jax.process_count() == 2
+    devices = np.array(sorted(jax.devices(), key=lambda d: d.id)).reshape(2, 2)
+    function, arguments = CALLS["linear_cross_entropy"]
+    with jax.default_device(jax.local_devices()[0]):
+        theirs = jax.jit(functools.partial(derivatives, function, with_tangent=False))
+        theirs = jax.tree.map(np.asarray, theirs(arguments))
+    for grid in (devices, devices.T):
+        mesh = jax.sharding.Mesh(grid, ("t", "v"), axis_types=(AxisType.Auto,) * 2)
+        given = {
+            key: jax.make_array_from_callback(
+                value.shape,
+                NamedSharding(mesh, spec_of(key, value, "t", "v", sliced=True)),
+                value.__getitem__,
+            )
+            for key, value in arguments.items()
+        }
+        split = shard_vocab(function, mesh, "v", tokens="t")
+        ours = jax.jit(functools.partial(derivatives, split, with_tangent=False))
+        jax.tree.map(assert_shards, ours(given), theirs)
+    jax.distributed.shutdown()
+
+
+def main(check, *arguments):
+    warnings.simplefilter("error")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    globals()[f"check_{check}"](*arguments)
+    print("all is well")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
