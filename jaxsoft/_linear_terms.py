@@ -171,9 +171,10 @@ def _bwd(stream, residuals, cotangents):
     else:
         of_rows = _RowCotangents(m, s, u, w, g, h, None, None)
         dhidden = _frozen_backward(head, tokens, label_logit, frozen, of_rows, stream)
-        dhidden, dhead, variance = dhidden.astype(hidden.dtype), None, None
+        dhead = variance = None
     if stream.mesh_names:
-        dhidden = jax.lax.psum(dhidden, stream.mesh_names)
+        dhidden = jax.lax.psum(dhidden, stream.mesh_names)  # in float32
+    dhidden = dhidden.astype(hidden.dtype)
     dtokens = None
     temperature = tokens.temperature
     if temperature is not None:
@@ -440,7 +441,9 @@ def _backward(hidden, head: Any, tokens, of_rows, stream):
     carry, dchunks = jax.lax.scan(add_chunk, (start, dsoftcap), positions)
     of_parts, dsoftcap = carry
     dhidden, variance = zip(*of_parts)
-    dhidden = _unsorted([v.astype(hidden.dtype) for v in dhidden], blocks, len(hidden))
+    # The sum over devices comes first; else the blocks are joined in the final dtype.
+    dtype = zero.dtype if stream.mesh_names else hidden.dtype
+    dhidden = _unsorted([v.astype(dtype) for v in dhidden], blocks, len(hidden))
     variance = _unsorted(variance, blocks, len(hidden))
     dhead = _assembled(dchunks, head, stream)
     return dhidden, dhead._replace(softcap=dsoftcap), variance

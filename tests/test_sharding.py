@@ -330,6 +330,7 @@ def check_shard_vocab():
     for name in ("kl_divergence", "cross_entropy, q", "linear_cross_entropy"):
         check_reductions(*CALLS[name], mesh, "mean")
     check_shapes(mesh)
+    check_skipped_tokens(mesh)
     check_sizes(mesh)
 
 
@@ -376,6 +377,24 @@ def check_shapes(mesh):
         assert_same(split(*args, **options), function(*args, **options))
     split = shard_vocab(calls[-1][0], mesh, "v", tokens=P(None, "t"))
     assert_same(split(*calls[-1][1]), calls[-1][0](*calls[-1][1]))
+
+
+def check_skipped_tokens(mesh):
+    """From 512 tokens on a device, blocks of ignored ones are skipped."""
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 16, 1024).astype(np.int32)
+    labels[rng.random(1024) < 0.8] = -100
+    arguments = {
+        "hidden": np.float32(rng.standard_normal((1024, 3))),
+        "vocab_weight": np.float32(rng.standard_normal((16, 3))),
+        "labels": labels,
+    }
+    split = shard_vocab(LINEAR, mesh, "v", tokens="t")
+    ours, whole = (
+        jax.jit(functools.partial(derivatives, f, with_tangent=False))(arguments)
+        for f in (split, LINEAR)
+    )
+    assert_same(ours, whole)
 
 
 def check_sizes(mesh):
