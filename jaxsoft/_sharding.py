@@ -97,7 +97,7 @@ def shard_vocab(
         "mean" is that of the whole batch.
 
     Raises:
-        TypeError: ``f`` is none of the functions above.
+        TypeError: ``f`` is none of the functions above, ``mesh`` is no mesh.
         ValueError: ``axis`` or ``tokens`` names no axis of the mesh, or both the same;
             the number of classes or of tokens is not divisible by that of devices;
             ``axis_name`` is given; and whatever ``f`` raises.
@@ -132,6 +132,9 @@ def shard_vocab(
     if function not in FUNCTIONS:
         known = ", ".join(sorted(known.__name__ for known in FUNCTIONS))
         raise TypeError(f"shard_vocab: f must be one of {known}; got {f!r}")
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        kind = type(mesh).__name__
+        raise TypeError(f"shard_vocab: mesh must be a jax.sharding.Mesh; got {kind}")
     split = _Split(mesh, _as_names(mesh, "axis", axis), _as_batch(mesh, tokens))
     if set(split.class_names) & set(split.token_names):
         raise ValueError(

@@ -135,6 +135,8 @@ def test_what_cannot_be_split_is_a_type_error():
     mesh = jax.make_mesh((1,), ("v",))
     with pytest.raises(TypeError, match="f must be one of cross_entropy, entropy, "):
         shard_vocab(jnp.sum, mesh, "v")
+    with pytest.raises(TypeError, match=r"mesh must be a .*; got list"):
+        shard_vocab(LINEAR, jax.devices(), "v")
 
 
 # From here on, what the processes run.
