@@ -3,7 +3,6 @@
 Nothing here computes. A message reads `function: what must hold; got what was passed`.
 """
 
-import math
 import operator
 from collections.abc import Hashable
 from typing import Any
@@ -13,11 +12,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._numerics import Axes, accumulation_dtype, class_count
+from jaxsoft._axes import Axes, class_count
+from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._saturation import converted
 
-# Losses with the option ignore_index.
-WITH_IGNORED_ROWS = ("cross_entropy", "linear_cross_entropy")
+# What a loss with the option ignore_index says of a mask that has one entry per row.
+IGNORE_ROWS = "To leave out a row set its label to ignore_index"
 
 Axis = int | tuple[int, ...] | None
 AxisName = Hashable | tuple[Hashable, ...] | None
@@ -98,7 +98,11 @@ def as_flag(function: str, name: str, value: Any) -> bool:
 
 
 def as_mask(
-    function: str, name: str, mask: ArrayLike | None, shape: tuple[int, ...]
+    function: str,
+    name: str,
+    mask: ArrayLike | None,
+    shape: tuple[int, ...],
+    hint_for_rows: str | None = None,
 ) -> Array | None:
     if mask is None:
         return None
@@ -109,10 +113,11 @@ def as_mask(
             f"0 and 1 write {name} != 0"
         )
     hint = ""
-    if array.shape == shape[:-1] and function in WITH_IGNORED_ROWS:
-        hint = ". To leave out a row set its label to ignore_index"
-    elif array.shape == shape[:-1]:
-        hint = f". For one entry per row write {name}[..., None]"
+    if array.shape == shape[:-1]:
+        hint_for_rows = (
+            hint_for_rows or f"For one entry per row write {name}[..., None]"
+        )
+        hint = f". {hint_for_rows}"
     return fitted(function, name, array, shape, "the logits' shape", hint)
 
 
@@ -303,7 +308,7 @@ def as_class_weight(
     if class_weight is None:
         return None
     array = as_real(function, "class_weight", class_weight)
-    classes = math.prod(shape[a] for a in axes)
+    classes = axes.count_here(shape)
     if array.shape not in {(classes,), (class_count(shape, axes),)}:
         raise ValueError(
             f"{function}: class_weight must have one entry per class, shape "

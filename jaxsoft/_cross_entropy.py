@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxsoft._axes import Axes, class_count, split_alike, vary_alike
 from jaxsoft._checks import (
+    IGNORE_ROWS,
     Axis,
     AxisName,
     as_axes,
@@ -24,14 +26,7 @@ from jaxsoft._checks import (
     as_temperature,
     reduced_shape,
 )
-from jaxsoft._numerics import (
-    Axes,
-    accumulation_dtype,
-    class_count,
-    per_row,
-    split_alike,
-    vary_alike,
-)
+from jaxsoft._numerics import accumulation_dtype, per_row
 from jaxsoft._per_row import (
     combined_terms,
     included_classes,
@@ -158,7 +153,7 @@ def cross_entropy(
     return _cross_entropy(
         logits,
         labels,
-        as_mask(name, "where", where, logits.shape),
+        as_mask(name, "where", where, logits.shape, IGNORE_ROWS),
         options,
         as_temperature(name, temperature, logits, axes),
         as_softcap(name, softcap, dtype),

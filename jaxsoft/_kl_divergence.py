@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._axes import row_sum, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -34,9 +35,7 @@ from jaxsoft._numerics import (
     per_row,
     probabilities,
     rounding_of_shifted,
-    row_sum,
     shifted,
-    vary_alike,
 )
 from jaxsoft._per_row import RowTerms, combined_terms, reduced_loss, row_options
 

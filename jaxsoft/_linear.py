@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxsoft._axes import Axes, class_count, vary_alike
 from jaxsoft._checks import (
+    IGNORE_ROWS,
     AxisName,
     as_axes,
     as_class_weight,
@@ -31,7 +33,7 @@ from jaxsoft._checks import (
 )
 from jaxsoft._linear_scalar import Summands, TokenChunks, summed_loss
 from jaxsoft._linear_terms import Head, Stream, Tokens, linear_terms
-from jaxsoft._numerics import Axes, accumulation_dtype, class_count, vary_alike
+from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._per_row import (
     RowTerms,
     combined_terms,
@@ -178,7 +180,7 @@ def linear_cross_entropy(
             as_softcap(name, softcap, dtype),
         ),
         inputs.labels,
-        as_mask(name, "where", where, logits.shape),
+        as_mask(name, "where", where, logits.shape, IGNORE_ROWS),
         options,
         as_temperature(name, temperature, logits, axes),
         stream=stream,

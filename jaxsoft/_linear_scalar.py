@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._axes import Axes, varying_like
 from jaxsoft._linear_terms import Head, Tokens, column, head_logits, product, rows_at
-from jaxsoft._numerics import Axes, accumulation_dtype, varying_like
+from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._per_row import RowLabels, combined_terms
 from jaxsoft._row_terms import row_terms
 

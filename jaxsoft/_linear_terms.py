@@ -20,17 +20,22 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._max_and_tail import max_and_tail
-from jaxsoft._numerics import (
+from jaxsoft._axes import (
     Axes,
+    device_sum,
+    first_class,
+    local_index,
+    varying,
+    varying_like,
+)
+from jaxsoft._max_and_tail import max_and_tail, over_devices
+from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
     exp_shifted,
     inverse_temperature,
     shifted,
     times_log,
-    varying,
-    varying_like,
 )
 from jaxsoft._per_row import times_loss
 from jaxsoft._row_terms import (
@@ -172,8 +177,7 @@ def _bwd(stream, residuals, cotangents):
         of_rows = _RowCotangents(m, s, u, w, g, h, None, None)
         dhidden = _frozen_backward(head, tokens, label_logit, frozen, of_rows, stream)
         dhead = variance = None
-    if stream.mesh_names:
-        dhidden = jax.lax.psum(dhidden, stream.mesh_names)  # in float32
+    dhidden = device_sum(dhidden, stream.mesh_names)  # in float32
     dhidden = dhidden.astype(hidden.dtype)
     dtokens = None
     temperature = tokens.temperature
@@ -186,9 +190,7 @@ def _bwd(stream, residuals, cotangents):
         if k is not None:
             dt = dt + k * (jnp.where(jnp.isinf(w_d), 0, w_d) + w * u)
         if a is not None:
-            if stream.mesh_names:
-                variance = jax.lax.psum(variance, stream.mesh_names)
-            dt = dt + a * variance
+            dt = dt + a * device_sum(variance, stream.mesh_names)
         dt = jnp.sign(temperature) * inverse_temperature(temperature) * dt
         dtokens = Tokens(None, jnp.squeeze(dt, 1), None)
     return dhidden, dhead, dtokens
@@ -356,9 +358,8 @@ def _with_local_labels(tokens, head, stream):
     if not stream.mesh_names:
         return tokens
     classes = head.weight.shape[stream.vocab_axis]
-    index = tokens.labels.class_index
-    index = index - jax.lax.axis_index(stream.mesh_names) * classes
-    index = jnp.where((index >= 0) & (index < classes), index, -1)
+    index, found = local_index(tokens.labels.class_index, classes, stream.mesh_names)
+    index = jnp.where(found, index, -1)
     return tokens._replace(labels=tokens.labels._replace(class_index=index))
 
 
@@ -366,34 +367,29 @@ def _over_devices(sums, temperature, head, stream):
     """The sums of all classes from those of each device: one reduction for the maximum
     and one for all else. The sums of a frozen head stay apart."""
     names = stream.mesh_names
-    m = jax.lax.pmax(sums.m, names)
-    at_maximum = sums.m == m
-    e, d = exp_shifted(sums.m, m, temperature), shifted(sums.m, m, temperature)
-    parts = {
-        "s": jnp.where(at_maximum, sums.s, e * (1 + sums.s)),
-        "holders": at_maximum.astype(m.dtype),
-        "label_logit": sums.label_logit,
-    }
-    if sums.e_d is not None:
-        parts["e_d"] = e * sums.e_d + times_log(e, d) * (1 + sums.s)
-    if sums.w is not None:
-        parts["w"] = sums.w
-        parts["w_d"] = sums.w_d + times_loss(sums.w, d)
-    totals = jax.lax.psum(jnp.stack(list(parts.values())), names)
-    of_all = dict(zip(parts, totals))
-    s = of_all.pop("s") + (of_all.pop("holders") - 1)
-    s = jnp.where(jnp.isneginf(m), 0, s)
+
+    def rescaled(m, e):
+        d = shifted(sums.m, m, temperature)
+        parts = {"label_logit": sums.label_logit}
+        if sums.e_d is not None:
+            parts["e_d"] = e * sums.e_d + times_log(e, d) * (1 + sums.s)
+        if sums.w is not None:
+            parts["w"] = sums.w
+            parts["w_d"] = sums.w_d + times_loss(sums.w, d)
+        return parts
+
+    m, s, totals = over_devices(sums.m, sums.s, temperature, names, rescaled)
     top_label = sums.top_label
     if top_label is not None:
-        classes = head.weight.shape[stream.vocab_axis]
-        first = jax.lax.axis_index(names) * classes
+        first = first_class(head.weight.shape[stream.vocab_axis], names)
         last = jnp.iinfo(top_label.dtype).max
-        top_label = jnp.where(at_maximum, first + top_label, last)
+        top_label = jnp.where(sums.m == m, first + top_label, last)
         top_label = jax.lax.pmin(top_label, names)
     frozen = sums.frozen
     if frozen is not None:
+        e = exp_shifted(sums.m, m, temperature)
         frozen = frozen._replace(e_weight=e * frozen.e_weight)
-    return sums._replace(m=m, s=s, top_label=top_label, frozen=frozen, **of_all)
+    return sums._replace(m=m, s=s, top_label=top_label, frozen=frozen, **totals)
 
 
 def _backward(hidden, head: Any, tokens, of_rows, stream):

@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._axes import row_sum, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -31,9 +32,7 @@ from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
     per_row,
-    row_sum,
     shifted,
-    vary_alike,
     weighted_exp,
 )
 

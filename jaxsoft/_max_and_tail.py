@@ -20,19 +20,18 @@ of a few parts making up group l, which is elementwise work for the whole of a r
 
 import functools
 import math
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsoft._axes import Axes, row_sum, split_by_type
 from jaxsoft._numerics import (
-    Axes,
     accumulation_dtype,
     counted_logits,
     exp_shifted,
     exp_without_comparison,
-    row_sum,
-    split_by_type,
     weighted_exp,
 )
 
@@ -63,7 +62,9 @@ def max_and_tail(
     s = sum_i b_i e_i - 1, and m is the maximum where b is not 0.
     """
     m, s = _local_max_and_tail(z, weights, temperature, axes)
-    return _over_devices(m, s, temperature, axes) if axes.mesh_names else (m, s)
+    if axes.mesh_names:
+        m, s, _ = over_devices(m, s, temperature, axes.mesh_names)
+    return m, s
 
 
 # With m held fixed, s' = sum_i (b_i e_i)', now with the maximum's term. JAX drops the
@@ -94,18 +95,29 @@ def _local_max_and_tail(z, weights, temperature, axes):
     return jax.lax.platform_dependent(z, temperature, cpu=in_groups, default=plainly)
 
 
-def _over_devices(m, s, temperature, axes):
-    """The split of a row from those of its parts: one reduction for the maximum, and
-    one for the tail and the number of devices that hold the maximum."""
-    m_of_all = jax.lax.pmax(m, axes.mesh_names)
+def over_devices(
+    m: Array,
+    s: Array,
+    temperature: Array | None,
+    mesh_names: tuple[Hashable, ...],
+    more: Callable[[Array, Array], dict[str, Array]] = lambda m, e: {},
+) -> tuple[Array, Array, dict[str, Array]]:
+    """The split of a row from those of its parts, and the sums of what more makes of
+    the maximum of all and of e, the factor from a part's maximum to it.
+
+    One reduction for the maximum, and one for the sums, the tail and the number of
+    devices that hold the maximum.
+    """
+    m_of_all = jax.lax.pmax(m, mesh_names)
     at_maximum = m == m_of_all
     e = exp_shifted(m, m_of_all, temperature)
+    parts = more(m_of_all, e)
     tail = jnp.where(at_maximum, s, e * (1 + s))
-    tail, holders = jax.lax.psum(
-        jnp.stack([tail, at_maximum.astype(s.dtype)]), axes.mesh_names
+    tail, holders, *totals = jax.lax.psum(
+        jnp.stack([tail, at_maximum.astype(s.dtype), *parts.values()]), mesh_names
     )
-    s = tail + (holders - 1)
-    return m_of_all, jnp.where(jnp.isneginf(m_of_all), 0, s)
+    s = jnp.where(jnp.isneginf(m_of_all), 0, tail + (holders - 1))
+    return m_of_all, s, dict(zip(parts, totals))
 
 
 def _plainly(z, temperature, *, weights, axes):

@@ -5,7 +5,6 @@ log-probability is found. From there on they share this module, which works on O
 numbers and leaves all derivatives to JAX.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,15 @@ import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
-from jaxsoft._numerics import Axes, class_count, entries_at, first_class, row_sum
+from jaxsoft._axes import (
+    Axes,
+    class_count,
+    device_sum,
+    entries_at,
+    first_class,
+    local_index,
+    row_sum,
+)
 
 
 class RowLabels(NamedTuple):
@@ -86,10 +93,10 @@ def local_weight(
     class_weight: Array | None, shape: tuple[int, ...], axes: Axes
 ) -> Array | None:
     """The class weights of the classes that this device holds."""
-    here = math.prod(shape[a] for a in axes)
+    here = axes.count_here(shape)
     if class_weight is None or len(class_weight) == here:
         return class_weight
-    start = first_class(shape, axes)
+    start = first_class(here, axes.mesh_names)
     return jax.lax.dynamic_slice_in_dim(class_weight, start, here)
 
 
@@ -117,11 +124,8 @@ def row_options(
 def _weight_of_label(class_weight, class_index, mesh_names):
     if not mesh_names:
         return entries_at(class_weight, jnp.maximum(class_index, 0))
-    here = len(class_weight)
-    index = class_index - jax.lax.axis_index(mesh_names) * here
-    found = (index >= 0) & (index < here)
-    weight = class_weight[jnp.clip(index, 0, here - 1)]
-    return jax.lax.psum(jnp.where(found, weight, 0), mesh_names)
+    index, found = local_index(class_index, len(class_weight), mesh_names)
+    return device_sum(jnp.where(found, class_weight[index], 0), mesh_names)
 
 
 def combined_terms(

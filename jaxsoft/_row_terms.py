@@ -21,17 +21,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._axes import (
+    device_sum,
+    first_class,
+    local_index,
+    row_sum,
+    split_alike,
+    split_by_type,
+)
 from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
-    first_class,
     inverse_temperature,
     is_hard,
-    row_sum,
     shifted,
-    split_alike,
-    split_by_type,
     sum_over_others,
     times_log,
 )
@@ -196,10 +200,7 @@ def _label_logit(x, labels, where, temperature, softcap, axes):
 
     def taken(x, labels, where, temperature, softcap):
         (axis,) = axes
-        classes = x.shape[axis]
-        index = labels.class_index - first_class(x.shape, axes)
-        here = (index >= 0) & (index < classes)
-        index = jnp.clip(index, 0, classes - 1)
+        index, found = local_index(labels.class_index, x.shape[axis], axes.mesh_names)
 
         def of_label(v: Any) -> Any:
             if v is None or v.shape[axis] == 1:
@@ -207,14 +208,14 @@ def _label_logit(x, labels, where, temperature, softcap, axes):
             return jnp.take_along_axis(v, index, axis, mode="promise_in_bounds")
 
         z = counted_logits(of_label(x), of_label(where), temperature, softcap)
-        return jnp.where(here, z, 0)
+        return jnp.where(found, z, 0)
 
     given = x, labels, where, temperature, softcap
     if len(axes) > 1 or x.size == 0 or split_by_type(x, axes):
         z = compared(*given)
     else:
         z = jax.lax.platform_dependent(*given, cpu=taken, default=compared)
-    return jax.lax.psum(z, axes.mesh_names) if axes.mesh_names else z
+    return device_sum(z, axes.mesh_names)
 
 
 def _is_label(labels, x, axes):
@@ -226,7 +227,8 @@ def _is_label(labels, x, axes):
         class_index = class_index + stride * iota
         stride *= x.shape[axis]
     class_index = split_alike(class_index, x)
-    return first_class(x.shape, axes) + class_index == labels.class_index
+    first = first_class(axes.count_here(x.shape), axes.mesh_names)
+    return first + class_index == labels.class_index
 
 
 def _coefficients(targets, mask, z):

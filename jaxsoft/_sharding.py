@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxsoft._axes import Axes, varying
 from jaxsoft._checks import (
     AxisName,
     as_array,
@@ -28,7 +29,6 @@ from jaxsoft._cross_entropy import cross_entropy
 from jaxsoft._kl_divergence import kl_divergence
 from jaxsoft._linear import linear_cross_entropy, linear_log_probs
 from jaxsoft._logsumexp import logmeanexp, logsumexp
-from jaxsoft._numerics import Axes, varying
 from jaxsoft._per_row import mean_loss, row_labels, row_options, row_weight
 from jaxsoft._softmax import entropy, log_softmax, softmax
 

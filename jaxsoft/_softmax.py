@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._axes import row_max, row_sum, split_by_type, spread_alike, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -33,14 +34,9 @@ from jaxsoft._numerics import (
     inverse_temperature,
     per_row,
     probabilities,
-    row_max,
-    row_sum,
     shifted,
-    split_by_type,
-    spread_alike,
     sum_over_others,
     times_log,
-    vary_alike,
 )
 from jaxsoft._saturation import widened
 

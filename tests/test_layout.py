@@ -17,6 +17,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("_*.py") if path.stem != "__
 # A module imports only from lower levels.
 LEVELS = {
     "_autodiff": 0,
+    "_axes": 0,
     "_saturation": 0,
     "_straight_through": 0,
     "_numerics": 1,

@@ -1,0 +1,153 @@
+"""The class axes of an array, and what they are when the classes lie on many devices.
+
+A sum over the classes of a row goes through here, and so does a label's index. Without
+a mesh all of it is the plain operation. `Axes.mesh_names` is for the inside of
+`jax.shard_map`; what is said of types is for meshes with explicit axes.
+"""
+
+import math
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+
+class Axes(tuple[int, ...]):
+    """The class axes of an array, and the mesh axes over which the classes are split.
+
+    Without `mesh_names` the array holds all classes. With them it holds the slice of
+    this device, inside `jax.shard_map`, and the sum of a row is a sum over devices.
+    """
+
+    mesh_names: tuple[Hashable, ...]
+
+    def __new__(cls, axes: Iterable[int], mesh_names: tuple[Hashable, ...] = ()):
+        self = super().__new__(cls, axes)
+        self.mesh_names = mesh_names
+        return self
+
+    def count_here(self, shape: tuple[int, ...]) -> int:
+        """The number of classes that this device holds, of an array of this shape."""
+        return math.prod(shape[axis] for axis in self)
+
+    def __eq__(self, other: object) -> bool:
+        names = getattr(other, "mesh_names", ())
+        return tuple(self) == other and self.mesh_names == names
+
+    def __hash__(self) -> int:
+        return hash((tuple(self), self.mesh_names))
+
+
+def row_sum(v: Array, axes: Axes, dtype: DTypeLike | None = None) -> Array:
+    """The sum over all classes of a row; the class axes are kept with size 1."""
+    total = jnp.sum(v, axes, keepdims=True, dtype=dtype)
+    return device_sum(total, axes.mesh_names)
+
+
+def device_sum(v: Any, mesh_names: tuple[Hashable, ...]) -> Any:
+    """The sum over the devices that share the classes."""
+    return jax.lax.psum(v, mesh_names) if mesh_names else v
+
+
+def row_max(v: Array, axes: Axes) -> Array:
+    top = jnp.max(v, axes, keepdims=True, initial=-jnp.inf)
+    return jax.lax.pmax(top, axes.mesh_names) if axes.mesh_names else top
+
+
+def split_by_type(v: Any, axes: Iterable[int]) -> bool:
+    """Whether a mesh with explicit axes splits any of these axes of v.
+
+    Then only what the type can follow may be done to them: no reshape, no gather.
+    """
+    spec = jax.typeof(v).sharding.spec
+    return any(spec[axis] is not None for axis in axes)
+
+
+def split_alike(v: Array, like: Array) -> Array:
+    """v, typed to be split as `like` is over the explicit axes of a mesh, but for axes
+    of size 1. In a choice between arrays JAX asks for equal types."""
+    spec = [
+        entry if n > 1 else None
+        for entry, n in zip(jax.typeof(like).sharding.spec, v.shape)
+    ]
+    return _resharded(v, spec, like) if any(spec) else v
+
+
+def spread_alike(v: Array, like: Array) -> Array:
+    """v, and where a type splits `like`, v broadcast to its shape and split alike."""
+    if not split_by_type(like, range(like.ndim)):
+        return v
+    return split_alike(jnp.broadcast_to(v, like.shape), like)
+
+
+def entries_at(table: Array, index: Array) -> Array:
+    """table[index] of a table with one axis, split as the index is."""
+    axes = range(index.ndim)
+    if not (split_by_type(table, (0,)) or split_by_type(index, axes)):
+        return table[index]
+    whole = _resharded(table, [None], index)
+    return whole.at[index].get(out_sharding=jax.typeof(index).sharding)
+
+
+def _resharded(v, spec, like):
+    mesh, spec = jax.typeof(like).sharding.mesh, jax.sharding.PartitionSpec(*spec)
+    return jax.sharding.reshard(v, jax.sharding.NamedSharding(mesh, spec))
+
+
+def class_count(shape: tuple[int, ...], axes: Axes) -> int:
+    shards = jax.lax.axis_size(axes.mesh_names) if axes.mesh_names else 1
+    return axes.count_here(shape) * shards
+
+
+def first_class(classes_here: int, mesh_names: tuple[Hashable, ...]) -> Array | int:
+    """The index of the first class that this device holds."""
+    return jax.lax.axis_index(mesh_names) * classes_here if mesh_names else 0
+
+
+def local_index(
+    class_index: Array, classes_here: int, mesh_names: tuple[Hashable, ...]
+) -> tuple[Array, Array]:
+    """The index among the classes of this device, and whether the class is one of
+    them; if not, the index is that of some other class."""
+    index = class_index - first_class(classes_here, mesh_names)
+    found = (index >= 0) & (index < classes_here)
+    return jnp.clip(index, 0, classes_here - 1), found
+
+
+def vary_alike(axes: Axes, arrays: Any, rows: Any) -> tuple[Any, Any]:
+    """Both trees, typed to vary over the mesh axes that anything in them varies over;
+    rows not over those of the classes.
+
+    Inside `jax.shard_map` a rule returns cotangents that vary as its cotangent does.
+    An argument that is the same on all devices of some mesh axis is therefore cast
+    before the rule sees it, and the transpose of the cast is the sum over devices.
+    """
+    leaves = jax.tree.leaves((arrays, rows))
+    union = frozenset().union(*map(_varies_over, leaves), axes.mesh_names)
+    if not union:
+        return arrays, rows
+    of_rows = union.difference(axes.mesh_names)
+    return varying(arrays, union), varying(rows, of_rows)
+
+
+def _varies_over(v) -> frozenset[Hashable]:
+    return jax.typeof(v).manual_axis_type.varying
+
+
+def varying_like(v: Array, like: Array) -> Array:
+    return varying(v, _varies_over(like))
+
+
+def varying(tree: Any, mesh_names: Iterable[Hashable]) -> Any:
+    """The same numbers, typed to vary over these mesh axes too."""
+
+    def cast(v):
+        missing = tuple(sorted(set(mesh_names) - _varies_over(v), key=str))
+        if not missing:
+            return v
+        return jax.lax.pcast(v, missing, to="varying")
+
+    return jax.tree.map(cast, tree)
