@@ -154,6 +154,7 @@ def data(tokens=TOKENS, classes=CLASSES, features=FEATURES):
     labels[2] = -100
     x = normal(tokens, classes, scale=3)
     x[0, 3] = x[0, classes - 2] = x[0].max() + 1  # a tie across devices
+    where[0, [3, classes - 2]] = True
     return {
         "x": x,
         "other": normal(tokens, classes, scale=3),
