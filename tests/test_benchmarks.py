@@ -23,7 +23,14 @@ def test_smallest_cells(operation, tmp_path, capsys, monkeypatch):
     assert cell["operation"].startswith(operation)
     assert cell["milliseconds"].keys() >= {"jaxsoft", "optax", "floor"}
     assert all(value > 0 for value in cell["milliseconds"].values())
-    assert cell["times_the_fastest_peer"] > 0
+    times = cell["milliseconds"]
+    assert cell["fastest_peer"] == "optax"
+    assert cell["times_the_fastest_peer"] == pytest.approx(
+        times["optax"] / times["jaxsoft"], rel=0.02, abs=0.002
+    )
+    assert cell["times_the_floor"] == pytest.approx(
+        times["jaxsoft"] / times["floor"], rel=0.02, abs=0.01
+    )
     assert cell["compiled"]["jaxsoft"]["temporary_bytes"] >= 0
     assert "times the fastest peer" in capsys.readouterr().out
     axes = chart.draw(report).axes[0]
