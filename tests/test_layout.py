@@ -20,6 +20,7 @@ LEVELS = {
     "_axes": 0,
     "_saturation": 0,
     "_straight_through": 0,
+    "_cpu_sums": 1,
     "_numerics": 1,
     "_checks": 2,
     "_max_and_tail": 2,
