@@ -50,12 +50,13 @@ def _in_loops(v, *, axis):
             return jnp.sum(v, axis, keepdims=True)
     v = in_blocks(v, axis, classes // length, length)
     # The second sum is 0 or NaN. One that is not used, XLA leaves out.
-    total, zero = two_sums(v, 0 * jnp.sign(v), axis + 1)
+    total, zero = two_sums(v, 0 * jnp.clip(v, -1, 1), axis + 1)
     return jnp.sum(total + zero, axis, keepdims=True)
 
 
 def two_sums(a: Array, b: Array, axis: int) -> tuple[Array, Array]:
-    """The sums of a and b in one loop; both must be used."""
+    """The sums of a and b in one loop. Both must be used, and where the rules around
+    them are dropped, as in a scan that is differentiated twice, have a tangent."""
     zero = jnp.zeros((), a.dtype)
     return jax.lax.reduce(
         (a, b), (zero, zero), lambda v, w: (v[0] + w[0], v[1] + w[1]), (axis,)

@@ -28,6 +28,7 @@ from jaxsoft._axes import (
     varying,
     varying_like,
 )
+from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._max_and_tail import max_and_tail, over_devices
 from jaxsoft._numerics import (
     accumulation_dtype,
@@ -126,7 +127,8 @@ class _Chunk(NamedTuple):
 @with_jvp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def linear_terms(hidden, head, tokens, stream):
-    """LinearTerms of hidden (N, D) under a Head, for Tokens and a Stream."""
+    """LinearTerms of hidden (N, D) under a Head, for Tokens and a Stream. The hidden
+    states of ignored tokens must be 0."""
     return _plain(hidden, head, tokens, stream)[0]
 
 
@@ -146,6 +148,7 @@ def _plain(hidden, head, tokens, stream, with_frozen=False):
         lse = jnp.where(labels.counted, lse, 0)
     if head.spread_weight is not None:
         spread = jnp.where(sums.w == 0, 0, sums.w * log_total - sums.w_d)
+        spread = jnp.where(labels.counted, spread, 0)
     if stream.with_entropy:
         entropy = log_total + u
     terms = LinearTerms(nll, lse, spread, entropy, sums.top_label)
@@ -168,8 +171,10 @@ def _bwd(stream, residuals, cotangents):
     tokens = _with_local_labels(jax.tree.map(column, tokens), head, stream)
     m, s, u, label_logit, w, w_d, frozen = row_numbers
     g, h, k, a, _ = jax.tree.map(column, _materialised(cotangents))
+    counted = tokens.labels.counted
     g = row_cotangent(jnp.where(jnp.isneginf(m), 0, g), tokens.labels)
-    h = None if h is None else jnp.where(jnp.isneginf(m), 0, h)
+    h = None if h is None else jnp.where(jnp.isneginf(m) | ~counted, 0, h)
+    k = None if k is None else jnp.where(counted, k, 0)
     if frozen is None:
         of_rows = _RowCotangents(m, s, u, w, g, h, k, a)
         dhidden, dhead, variance = _backward(hidden, head, tokens, of_rows, stream)
@@ -313,21 +318,40 @@ def _forward_of_block(hidden, head, tokens, stream, start):
 
 def _sums_of_chunk(z, chunk, mask, tokens, like):
     m, s = max_and_tail(z, None, tokens.temperature, Axes((1,)))
-    hit = _is_label(chunk, tokens)
-    label_logit = jnp.sum(jnp.where(hit, z, 0), 1, keepdims=True)
+    label_logit = _label_logit(z, chunk, tokens)
     e_d = w = w_d = top_label = None
     d = shifted(z, m, tokens.temperature)
     if like.e_d is not None:
         e = exp_shifted(z, m, tokens.temperature)
-        e_d = jnp.sum(times_log(e, d), 1, keepdims=True)
+        e_d = sum_of_choices(times_log(e, d), Axes((1,)))
     if like.w is not None:
         weights = _included(chunk, mask, z)
         w = jnp.sum(weights, 1, keepdims=True)
-        w_d = jnp.sum(times_loss(weights, d), 1, keepdims=True)
+        w_d = sum_of_choices(times_loss(weights, d), Axes((1,)))
     if like.top_label is not None:
         top = jnp.argmax(z, 1, keepdims=True).astype(jnp.int32)
         top_label = top + chunk.classes[:, :1]
     return _Sums(m, s, label_logit, e_d, w, w_d, top_label)
+
+
+def _label_logit(z, chunk, tokens):
+    """z of the label, 0 where the chunk has it not. An accelerator compares on its way
+    through the chunk; a CPU, which would write the choices to memory, takes one number
+    from each row."""
+
+    def compared(z):
+        return jnp.sum(jnp.where(_is_label(chunk, tokens), z, 0), 1, keepdims=True)
+
+    def taken(z):
+        index = tokens.labels.class_index - chunk.classes[:, :1]
+        found = (index >= 0) & (index < z.shape[1])
+        index = jnp.clip(index, 0, z.shape[1] - 1)
+        if chunk.fresh is not None:
+            found = found & chunk.fresh[0, index]
+        z = jnp.take_along_axis(z, index, 1, mode="promise_in_bounds")
+        return jnp.where(found, z, 0)
+
+    return jax.lax.platform_dependent(z, cpu=taken, default=compared)
 
 
 def _merged(a, b, temperature):
@@ -486,7 +510,7 @@ def _backward_of_block(rows, chunk, softcap, stream):
     if a is not None:
         surprise = jnp.where(e == 0, 0, shifted(z, m, temperature) + u)
         dz = dz - a * e * surprise
-        variance = jnp.sum(e * surprise**2, 1, keepdims=True) / (1 + s)
+        variance = sum_of_choices(e * surprise**2, Axes((1,))) / (1 + s)
     dz = dz / (1 + s) * inverse_temperature(temperature)
     dx, dsoftcap = to_logits(dz)
 
@@ -547,12 +571,13 @@ def _chunk_at(position, head, stream):
 
 
 def _chunk_mask(chunk, tokens):
-    mask = tokens.labels.counted
-    if chunk.fresh is not None:
-        mask = mask & chunk.fresh
+    """The classes that count; None for all. Ignored tokens, whose hidden states are 0,
+    are left out afterwards, which costs less."""
+    mask = chunk.fresh
     if tokens.where is not None:
         start, size = chunk.classes[0, 0], chunk.classes.shape[1]
-        mask = mask & jax.lax.dynamic_slice_in_dim(tokens.where, start, size, axis=1)
+        where = jax.lax.dynamic_slice_in_dim(tokens.where, start, size, axis=1)
+        mask = where if mask is None else mask & where
     return mask
 
 
@@ -563,7 +588,7 @@ def _is_label(chunk, tokens):
 
 def _included(chunk, mask, z):
     w = jnp.broadcast_to(chunk.spread_weight.astype(z.dtype), z.shape)
-    return jnp.where(mask, w, 0)
+    return w if mask is None else jnp.where(mask, w, 0)
 
 
 def _assembled(dchunks, head: Any, stream) -> Any:

@@ -190,7 +190,7 @@ def _tail_in_one_pass(z, m, temperature, axis):
     """_tail, where z is not to be written to memory first."""
     top = z == m
     e = _without_top(top, exp_shifted(z, m, temperature))
-    # JAX wants a tangent of each.
+    # 0 * e, for a tangent.
     below, at_maximum = two_sums(e, top.astype(e.dtype) + 0 * e, axis)
     return jnp.expand_dims(below + (at_maximum - 1), axis)
 
