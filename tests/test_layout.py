@@ -32,6 +32,7 @@ LEVELS = {
     "_binary": 4,
     "_cross_entropy": 4,
     "_kl_divergence": 4,
+    "_linear_chunks": 2,
     "_linear_terms": 4,
     "_pair": 4,
     "_smooth_max": 4,
