@@ -132,10 +132,10 @@ def linear_cross_entropy(
           4 D V bytes and the logits of 128 tokens fit into 256 MiB. Residuals: the
           gradients.
 
-        From 512 tokens on, tokens with an ignored label are skipped in blocks of a
-        quarter of the batch: the work follows the number of counted tokens. Under
-        `jax.vmap` nothing is skipped. `jax.checkpoint` around the call repeats the
-        forward pass.
+        From 512 tokens on, tokens with an ignored label are skipped: the passes run
+        over a quarter of the tokens, a half or all, the least that hold those that
+        count; under `jax.vmap` those of every element. `jax.checkpoint` around the call
+        repeats the forward pass.
 
     Awkward values:
         As `cross_entropy`: invalid labels, masked labels, infinite logits. A token with
