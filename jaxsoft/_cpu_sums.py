@@ -4,8 +4,15 @@ An accelerator fuses a sum with all that makes its terms. XLA's CPU backend runs
 as a kernel of its own, which takes in arithmetic and exp but no comparison: a term that
 a comparison chose, as in 0 log 0 = 0, is first written to memory, an array of the size
 of the logits. A reduction of two arrays at once is no such kernel, but a loop, which
-takes in everything. Measured on two cores, sum(q * where(q == 0, 0, -log_p)) takes 48
-ms in place of 114 at 256 x 65536, and 46 in place of 71 at 4096 x 4096.
+takes in everything. Over no more than eight terms the loop is unrolled, and runs on
+vectors. Measured on two cores, in ms, for sum(q * where(q == 0, 0, -log_p)):
+
+    rows x classes    kernel    one loop    loops over 8
+    256 x 65536         136          58              11
+    4096 x 4096          76          48              15
+    65536 x 128          51          34               6
+
+The sums of eight terms are what is written to memory, one byte for every logit.
 """
 
 import functools
@@ -17,6 +24,7 @@ from jax import Array
 
 from jaxsoft._axes import Axes, device_sum, row_sum, split_by_type
 
+UNROLLED = 8
 # A loop adds up one term after the other, and drifts: longer rows go in blocks.
 LONGEST_RUN = 1024
 
@@ -44,7 +52,9 @@ def _sum_of_choices_jvp(axes, primals, tangents):
 def _in_loops(v, *, axis):
     classes = v.shape[axis]
     length = classes
-    if classes > LONGEST_RUN:
+    if classes % UNROLLED == 0:
+        length = UNROLLED
+    elif classes > LONGEST_RUN:
         length = divisor_near(math.isqrt(classes), classes)
         if length is None:
             return jnp.sum(v, axis, keepdims=True)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.custom_batching import custom_vmap
 
+from jaxsoft._batching import largest_of_batch
 from jaxsoft._numerics import accumulation_dtype
 
 
@@ -187,18 +187,7 @@ def over_counted_tokens(
 
     branches = [functools.partial(of_first, size) for size in sizes]
     enough = jnp.sum(jnp.sum(counted) > jnp.array(sizes))
-    return jax.lax.switch(_of_the_batch(enough), [*branches, lambda: f(rows)])
-
-
-# Under vmap one branch must do for all, or every branch would be taken.
-@custom_vmap
-def _of_the_batch(branch):
-    return branch
-
-
-@_of_the_batch.def_vmap
-def _of_the_batch_vmap(axis_size, in_batched, branch):
-    return _of_the_batch(jnp.max(branch, 0)), False
+    return jax.lax.switch(largest_of_batch(enough), [*branches, lambda: f(rows)])
 
 
 def rows_at(tree: Any, index: Array) -> Any:

@@ -18,6 +18,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("_*.py") if path.stem != "__
 LEVELS = {
     "_autodiff": 0,
     "_axes": 0,
+    "_batching": 0,
     "_saturation": 0,
     "_straight_through": 0,
     "_cpu_sums": 1,
