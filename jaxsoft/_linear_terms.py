@@ -429,7 +429,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
         surprise = jnp.where(e == 0, 0, shifted(z, m, temperature) + u)
         dz = dz - a * e * surprise
         variance = sum_of_choices(e * surprise**2, Axes((1,))) / (1 + s)
-    dz = dz / (1 + s) * inverse_temperature(temperature)
+    dz = dz * (inverse_temperature(temperature) / (1 + s))
     dx, dsoftcap = to_logits(dz)
 
     # In the inputs' dtype into the matrix units, summed in float32.

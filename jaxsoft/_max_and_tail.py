@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._axes import Axes, row_sum, split_by_type
-from jaxsoft._cpu_sums import divisor_near, in_blocks, two_sums
+from jaxsoft._cpu_sums import UNROLLED, divisor_near, in_blocks, two_sums
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
@@ -155,7 +155,7 @@ def _in_groups(z, temperature, *, axis, grouping):
     # The first group that holds the maximum.
     chosen = jnp.argmax(m_of_group, groups, keepdims=True)
     group = jnp.take_along_axis(z, chosen, groups, mode="promise_in_bounds")
-    tail = _tail_in_one_pass(wide(group), m, t, members)
+    tail = _tail_in_loops(wide(group), m, t, members)
     # In this order, so that no two arrays of one number per group are ever needed.
     m, chosen, tail = jax.lax.optimization_barrier((m, chosen, tail))
 
@@ -186,13 +186,20 @@ def _without_top(top, e):
     return jnp.where(top, e - jax.lax.stop_gradient(e), e)
 
 
-def _tail_in_one_pass(z, m, temperature, axis):
+def _tail_in_loops(z, m, temperature, axis):
     """_tail, where z is not to be written to memory first."""
+    length = z.shape[axis]
+    parts = length // UNROLLED if length % UNROLLED == 0 else 1
+    z = in_blocks(z, axis, parts, length // parts)
+    m, temperature = (
+        v if v is None else jnp.expand_dims(v, axis) for v in (m, temperature)
+    )
     top = z == m
     e = _without_top(top, exp_shifted(z, m, temperature))
     # 0 * e, for a tangent.
-    below, at_maximum = two_sums(e, top.astype(e.dtype) + 0 * e, axis)
-    return jnp.expand_dims(below + (at_maximum - 1), axis)
+    below, at_maximum = two_sums(e, top.astype(e.dtype) + 0 * e, axis + 1)
+    below, at_maximum = (jnp.sum(v, axis, keepdims=True) for v in (below, at_maximum))
+    return below + (at_maximum - 1)
 
 
 def _grouping(classes: int) -> tuple[int, int, bool] | None:

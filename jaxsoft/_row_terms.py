@@ -141,7 +141,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
         dspread_weight = _sum_to_shape(dw, spread_weight)
     if with_lse:
         dz = dz + jnp.where(jnp.isneginf(m), 0, h) * e
-    dz = dz / (1 + s) * inverse_temperature(temperature)
+    dz = dz * (inverse_temperature(temperature) / (1 + s))
 
     dtemperature = None
     if temperature is not None:

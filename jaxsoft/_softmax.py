@@ -141,7 +141,7 @@ def _without_comparison(z, axes):
     e = exp_without_comparison(z, m, None)
     total = row_sum(e, axes)
     total = total + (1 - jnp.sign(total))  # 1 where nothing counts
-    return e / total, m, total - 1
+    return e * (1 / total), m, total - 1
 
 
 def _softmax_fwd(x, where, temperature, axes):
@@ -278,8 +278,8 @@ def _log_softmax_bwd(axes, residuals, g):
     g = jnp.where(jnp.isneginf(m), 0, widened(g, z.dtype))
     g = g if where is None else jnp.where(spread_alike(where, g), g, 0)
     e = exp_shifted(z, m, temperature)
-    dz = (g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)) / (1 + s)
-    dz = dz * inverse_temperature(temperature)
+    dz = g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)
+    dz = dz * (inverse_temperature(temperature) / (1 + s))
     if temperature is None:
         return to_input(dz)[0], None, None
     d = shifted(z, m, temperature)
