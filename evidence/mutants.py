@@ -745,7 +745,7 @@ def tested(folder: Path, tests: str, select: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def whole_package_passes() -> bool:
+def whole_package_passes(pool: concurrent.futures.Executor) -> bool:
     """The tests that kill, on the package as it is."""
     selections: dict[str, list[str]] = {}
     for mutant in MUTANTS:
@@ -753,12 +753,14 @@ def whole_package_passes() -> bool:
     with tempfile.TemporaryDirectory(prefix="jaxsoft-whole-") as name:
         folder = Path(name).resolve()
         copy_to(folder)
-        for tests, selected in selections.items():
-            status, output = tested(folder, tests, " or ".join(dict.fromkeys(selected)))
+
+        def passes(tests: str) -> bool:
+            select = " or ".join(dict.fromkeys(selections[tests]))
+            status, output = tested(folder, tests, select)
             print(f"unbroken  {tests:24} {output.strip().splitlines()[-1]}", flush=True)
-            if status != 0:
-                return False
-    return True
+            return status == 0
+
+        return all(pool.map(passes, selections))
 
 
 def row_of(fate: Fate) -> str:
@@ -797,11 +799,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="a page for the table")
     options = parser.parse_args(arguments)
     chosen = [mutant for mutant in MUTANTS if options.only in mutant.what]
-    if not options.only and not whole_package_passes():
-        print("the tests fail without a mutant")
-        return 1
     fates = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        if not options.only and not whole_package_passes(pool):
+            print("the tests fail without a mutant")
+            return 1
         for fate in pool.map(meet, chosen):
             fates.append(fate)
             verdict = "killed  " if fate.killer else "SURVIVED"
