@@ -27,6 +27,7 @@ from jaxsoft._checks import (
     as_temperature,
     reduced_shape,
 )
+from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     accumulation_dtype,
@@ -173,9 +174,9 @@ def _plain(x, y, where, temperature, axes):
     n, r = split_logits(y, where, temperature, axes)
     p = probabilities(z, m, s, temperature)
     delta = _log_ratio(p, z, m, w, n, temperature)
-    likely = row_sum(jnp.where(p > 0.5, delta, 0), axes)
+    likely = sum_of_choices(jnp.where(p > 0.5, delta, 0), axes)
     likely = jnp.where(jnp.isinf(likely), 0, likely)
-    mean = row_sum(p * (delta - likely), axes)
+    mean = sum_of_choices(p * (delta - likely), axes)
     v = _deviation(p, delta, likely, mean)
     # p exp(v), written with y so that a class with p = 0 keeps its q.
     b = shifted(w, n, temperature)
@@ -183,7 +184,7 @@ def _plain(x, y, where, temperature, axes):
     f_over_sum = jnp.exp(b - shift) / (1 + s)
     near = jnp.abs(v) < 0.5
     c = jnp.where(near & (p > 0), p * _exp_minus_line(v), f_over_sum - p * (1 + v))
-    total = row_sum(c, axes)
+    total = sum_of_choices(c, axes)
     plain = jnp.log1p(r) - jnp.log1p(s) - (mean + likely)
     large = ~(total < jnp.finfo(total.dtype).max) | jnp.isinf(mean)
     kl = jnp.where(large, plain, jnp.log1p(jnp.where(large, 0, total)))

@@ -32,8 +32,9 @@ from jaxsoft._checks import (
     as_softcap,
     as_temperature,
 )
+from jaxsoft._linear_chunks import Head, Stream, Tokens
 from jaxsoft._linear_scalar import Summands, TokenChunks, summed_loss
-from jaxsoft._linear_terms import Head, Stream, Tokens, linear_terms
+from jaxsoft._linear_terms import linear_terms
 from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._per_row import (
     RowTerms,
@@ -49,6 +50,8 @@ from jaxsoft._per_row import (
 
 DEFAULT_CHUNK_BYTES = 64 * 2**20
 SUM_BYTES = 256 * 2**20
+# Fewer tokens are not worth sorting.
+FEWEST_TO_SKIP = 512
 
 
 class LogProbs(NamedTuple):
@@ -130,10 +133,10 @@ def linear_cross_entropy(
           4 D V bytes and the logits of 128 tokens fit into 256 MiB. Residuals: the
           gradients.
 
-        From 512 tokens on, tokens with an ignored label are skipped in blocks of a
-        quarter of the batch: the work follows the number of counted tokens. Under
-        `jax.vmap` nothing is skipped. `jax.checkpoint` around the call repeats the
-        forward pass.
+        From 512 tokens on, tokens with an ignored label are skipped: the passes run
+        over a quarter of the tokens, a half or all, the least that hold those that
+        count; under `jax.vmap` those of every element. `jax.checkpoint` around the call
+        repeats the forward pass.
 
     Awkward values:
         As `cross_entropy`: invalid labels, masked labels, infinite logits. A token with
@@ -168,7 +171,7 @@ def linear_cross_entropy(
     stream = Stream(
         vocab_axis=vocab_axis,
         chunk=inputs.chunk,
-        token_blocks=_token_blocks(math.prod(batch)) if ignore_index is not None else 1,
+        may_skip=ignore_index is not None and math.prod(batch) >= FEWEST_TO_SKIP,
         with_logsumexp=options["z_loss"] is not None,
         mesh_names=axes.mesh_names,
     )
@@ -312,7 +315,9 @@ def linear_log_probs(
         ),
         inputs.labels,
         as_temperature(name, temperature, logits, axes),
-        stream=Stream(vocab_axis, inputs.chunk, 1, True, True, True, axes.mesh_names),
+        stream=Stream(
+            vocab_axis, inputs.chunk, False, True, True, True, axes.mesh_names
+        ),
     )
 
 
@@ -406,25 +411,16 @@ def _chunk_classes(tokens: int, classes: int, chunk_bytes: int) -> int:
     return most - most % 128 if most >= 128 else most
 
 
-def _token_blocks(tokens: int) -> int:
-    """Blocks that can be skipped: four, of at least 128 tokens."""
-    return 4 if tokens >= 512 else 1
-
-
 def _token_chunks(hidden: Array, head: Head, stream: Stream) -> TokenChunks | None:
     """How to sum a loss with its gradient taken in the forward pass; None where the
     logits of a chunk and the float32 gradient of the weights exceed the budget."""
     tokens, features = hidden.shape
     classes = head.weight.shape[stream.vocab_axis]
     most = SUM_BYTES // 4 // classes - features
-    # A quarter of the tokens, so that ignored ones can be skipped.
-    chunk = -(-tokens // 4) if stream.token_blocks > 1 else tokens
-    chunk = min(chunk, most)
+    chunk = min(tokens, most)
     if chunk < min(tokens, 128) or tokens == 0:
         return None
-    return TokenChunks(
-        stream.vocab_axis, chunk, stream.token_blocks > 1, stream.with_logsumexp
-    )
+    return TokenChunks(stream.vocab_axis, chunk, stream.may_skip, stream.with_logsumexp)
 
 
 def _flat_rows(hidden: Array) -> Array:

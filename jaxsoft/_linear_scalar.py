@@ -15,7 +15,15 @@ import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._axes import Axes, varying_like
-from jaxsoft._linear_terms import Head, Tokens, column, head_logits, product, rows_at
+from jaxsoft._linear_chunks import (
+    Head,
+    Tokens,
+    column,
+    head_logits,
+    over_counted_tokens,
+    product,
+    rows_at,
+)
 from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._per_row import RowLabels, combined_terms
 from jaxsoft._row_terms import row_terms
@@ -26,7 +34,7 @@ class TokenChunks(NamedTuple):
 
     vocab_axis: int
     chunk: int  # tokens in a chunk
-    sorted_tokens: bool  # counted tokens first; a chunk without any is skipped
+    may_skip: bool  # tokens that do not count
     with_logsumexp: bool
 
 
@@ -139,50 +147,51 @@ def _loss_of_logits(x, shared, summands, chunks):
 
 
 def _over_chunks(add_chunk, start, hidden, summands, chunks):
-    """Scan over chunks of tokens; what add_chunk returns of its rows comes back in the
-    order of the tokens. The last chunk may start early, with rows that do not count."""
-    count, chunk = len(hidden), chunks.chunk
-    order = jnp.arange(count, dtype=jnp.int32)
-    if chunks.sorted_tokens:
-        order = jnp.argsort(~summands.tokens.labels.counted).astype(jnp.int32)
+    """Scan over chunks of tokens; the last sum, and what add_chunk returns of rows."""
 
+    def of_tokens(rows):
+        return _scan_of_chunks(add_chunk, start, rows, chunks.chunk)
+
+    rows = hidden, summands
+    if chunks.may_skip:
+        like = jax.eval_shape(of_tokens, rows)[0]
+        nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), like)
+        counted = summands.tokens.labels.counted
+        of_rows, carry = over_counted_tokens(of_tokens, counted, rows, nothing)
+    else:
+        of_rows, carry = of_tokens(rows)
+    return carry, of_rows
+
+
+def _scan_of_chunks(add_chunk, start, rows, chunk):
+    count = len(rows[0])
+    chunk = min(chunk, count)
+
+    # The last chunk may start early, with tokens that an earlier one had.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(carry, position):
-        first = jnp.minimum(position * chunk, count - chunk)
-        index = jax.lax.dynamic_slice_in_dim(order, first, chunk)
-        fresh = first + jnp.arange(chunk, dtype=jnp.int32) >= position * chunk
-        chunk_hidden, rows = rows_at((hidden, summands), index)
-        labels = rows.tokens.labels
+        first = jnp.minimum(position, count - chunk)
+        index = first + jnp.arange(chunk, dtype=jnp.int32)
+        hidden, summands = rows_at(rows, index)
+        labels, fresh = summands.tokens.labels, index >= position
         labels = RowLabels(
             jnp.where(fresh, labels.class_index, -1),
             labels.counted & fresh,
             labels.valid | ~fresh,
         )
-        rows = rows._replace(tokens=rows.tokens._replace(labels=labels))
-        if not chunks.sorted_tokens:
-            return add_chunk(carry, (chunk_hidden, rows))
-        out = jax.eval_shape(add_chunk, carry, (chunk_hidden, rows))[1]
-        nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), out)
-        return jax.lax.cond(
-            jnp.any(labels.counted),
-            add_chunk,
-            lambda carry, rows: (carry, nothing),
-            carry,
-            (chunk_hidden, rows),
+        tokens = summands.tokens._replace(labels=labels)
+        return add_chunk(carry, (hidden, summands._replace(tokens=tokens)))
+
+    positions = jnp.arange(0, count, chunk, dtype=jnp.int32)
+    carry, of_rows = jax.lax.scan(step, start, positions)
+
+    def joined(stacked):
+        v = stacked.reshape(-1, *stacked.shape[2:])
+        return jnp.concatenate(
+            [v[: len(v) - chunk], v[len(v) - chunk + -count % chunk :]]
         )
 
-    positions = jnp.arange(-(-count // chunk), dtype=jnp.int32)
-    carry, of_rows = jax.lax.scan(step, start, positions)
-    repeated = -count % chunk
-
-    def in_order(stacked):
-        rows = stacked.reshape(-1, *stacked.shape[2:])
-        # The last chunk begins with `repeated` rows of the one before.
-        before = len(rows) - chunk
-        rows = jnp.concatenate([rows[:before], rows[before + repeated :]])
-        return jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
-
-    return carry, jax.tree.map(in_order, of_rows)
+    return jax.tree.map(joined, of_rows), carry
 
 
 def _zero_loss(hidden, head):

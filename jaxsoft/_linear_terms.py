@@ -26,7 +26,22 @@ from jaxsoft._axes import (
     first_class,
     local_index,
     varying,
-    varying_like,
+)
+from jaxsoft._cpu_sums import sum_of_choices
+from jaxsoft._linear_chunks import (
+    Head,
+    Tokens,
+    assembled,
+    chunk_at,
+    chunk_count,
+    chunk_mask,
+    column,
+    head_logits,
+    included,
+    is_label,
+    logit_of_label,
+    over_counted_tokens,
+    product,
 )
 from jaxsoft._max_and_tail import max_and_tail, over_devices
 from jaxsoft._numerics import (
@@ -45,35 +60,6 @@ from jaxsoft._row_terms import (
     spread_cotangent,
     times_nll,
 )
-
-
-class Head(NamedTuple):
-    """The arrays of a linear head, or their cotangents; None is absent."""
-
-    weight: Any  # (V, D), or (D, V) with vocab_axis 1
-    bias: Array | None  # (V,)
-    spread_weight: Array | None  # (V,), the weights of RowTerms.spread
-    softcap: Array | None  # ()
-
-
-class Tokens(NamedTuple):
-    """What is known of each token beside its hidden state."""
-
-    labels: Any  # RowLabels, (N,)
-    temperature: Array | None  # (N,)
-    where: Array | None  # (N, V), or 1 in place of N
-
-
-class Stream(NamedTuple):
-    """Static facts of a pass over the vocabulary."""
-
-    vocab_axis: int
-    chunk: int  # classes in a chunk
-    token_blocks: int  # blocks of tokens, skipped where no token counts
-    with_logsumexp: bool = False
-    with_entropy: bool = False
-    with_top_label: bool = False
-    mesh_names: tuple[Any, ...] = ()  # mesh axes over which the classes are split
 
 
 class LinearTerms(NamedTuple):
@@ -106,16 +92,6 @@ class _FrozenSums(NamedTuple):
     label_slope: Array  # (N, 1), kappa at the label
 
 
-class _Chunk(NamedTuple):
-    """C classes of a head."""
-
-    classes: Array  # (1, C), their indices
-    fresh: Array | None  # (1, C), False in a class that an earlier chunk had
-    weight: Array
-    bias: Array | None
-    spread_weight: Array | None
-
-
 # With cotangents g, h, k, a of nll, logsumexp, spread and entropy, the letters of
 # _numerics and _row_terms, and U = -sum_i p_i d_i,
 #     t dz_i = g (p_i - 1_{i=y}) + h p_i + k (W p_i - w_i) - a p_i (d_i + U)
@@ -126,7 +102,8 @@ class _Chunk(NamedTuple):
 @with_jvp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def linear_terms(hidden, head, tokens, stream):
-    """LinearTerms of hidden (N, D) under a Head, for Tokens and a Stream."""
+    """LinearTerms of hidden (N, D) under a Head, for Tokens and a Stream. The hidden
+    states of ignored tokens must be 0."""
     return _plain(hidden, head, tokens, stream)[0]
 
 
@@ -146,6 +123,7 @@ def _plain(hidden, head, tokens, stream, with_frozen=False):
         lse = jnp.where(labels.counted, lse, 0)
     if head.spread_weight is not None:
         spread = jnp.where(sums.w == 0, 0, sums.w * log_total - sums.w_d)
+        spread = jnp.where(labels.counted, spread, 0)
     if stream.with_entropy:
         entropy = log_total + u
     terms = LinearTerms(nll, lse, spread, entropy, sums.top_label)
@@ -168,11 +146,14 @@ def _bwd(stream, residuals, cotangents):
     tokens = _with_local_labels(jax.tree.map(column, tokens), head, stream)
     m, s, u, label_logit, w, w_d, frozen = row_numbers
     g, h, k, a, _ = jax.tree.map(column, _materialised(cotangents))
+    counted = tokens.labels.counted
     g = row_cotangent(jnp.where(jnp.isneginf(m), 0, g), tokens.labels)
-    h = None if h is None else jnp.where(jnp.isneginf(m), 0, h)
+    h = None if h is None else jnp.where(jnp.isneginf(m) | ~counted, 0, h)
+    k = None if k is None else jnp.where(counted, k, 0)
     if frozen is None:
         of_rows = _RowCotangents(m, s, u, w, g, h, k, a)
-        dhidden, dhead, variance = _backward(hidden, head, tokens, of_rows, stream)
+        sums, dhead = _backward(hidden, head, tokens, of_rows, stream)
+        dhidden, variance = sums
     else:
         of_rows = _RowCotangents(m, s, u, w, g, h, None, None)
         dhidden = _frozen_backward(head, tokens, label_logit, frozen, of_rows, stream)
@@ -244,24 +225,15 @@ class _RowCotangents(NamedTuple):
 
 def _forward(hidden, head, tokens, stream, with_frozen):
     """The _Sums over the whole vocabulary."""
-    blocks = _token_blocks(tokens.labels.counted, stream)
     start = _no_sums(hidden, head, tokens, stream, with_frozen)
-    if blocks is None:
-        return _forward_of_block(hidden, head, tokens, stream, start)
-    parts = []
-    for index in blocks:
-        rows = rows_at((hidden, tokens, start), index)
-        parts.append(
-            jax.lax.cond(
-                jnp.any(rows[1].labels.counted),
-                lambda hidden, tokens, start: _forward_of_block(
-                    hidden, head, tokens, stream, start
-                ),
-                lambda hidden, tokens, start: start,
-                *rows,
-            )
-        )
-    return jax.tree.map(lambda *v: _unsorted(v, blocks, len(hidden)), *parts)
+
+    def of_rows(rows):
+        return _forward_of_rows(*rows, head, stream), None
+
+    rows = hidden, tokens, start
+    if not stream.may_skip:
+        return of_rows(rows)[0]
+    return over_counted_tokens(of_rows, tokens.labels.counted, rows, start)[0]
 
 
 def _no_sums(hidden, head, tokens, stream, with_frozen):
@@ -285,20 +257,20 @@ def _no_sums(hidden, head, tokens, stream, with_frozen):
     )
 
 
-def _forward_of_block(hidden, head, tokens, stream, start):
+def _forward_of_rows(hidden, tokens, start, head, stream):
     temperature = tokens.temperature
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_chunk(sums, position):
-        chunk = _chunk_at(position, head, stream)
+        chunk = chunk_at(position, head, stream)
         x = head_logits(hidden, chunk, stream.vocab_axis)
-        mask = _chunk_mask(chunk, tokens)
+        mask = chunk_mask(chunk, tokens)
         z, to_logits = jax.vjp(
             lambda x: counted_logits(x, mask, temperature, head.softcap), x
         )
         of_chunk = _sums_of_chunk(z, chunk, mask, tokens, sums)
         if sums.frozen is not None:
-            hit = _is_label(chunk, tokens)
+            hit = is_label(chunk, tokens)
             e = jnp.where(hit, 0, exp_shifted(z, of_chunk.m, temperature))
             e, slope = to_logits(e)[0], to_logits(hit.astype(z.dtype))[0]
             factors = e.astype(jnp.promote_types(hidden.dtype, chunk.weight.dtype))
@@ -307,23 +279,22 @@ def _forward_of_block(hidden, head, tokens, stream, start):
             of_chunk = of_chunk._replace(frozen=frozen)
         return _merged(sums, of_chunk, temperature), None
 
-    positions = jnp.arange(_chunk_count(head, stream), dtype=jnp.int32)
+    positions = jnp.arange(chunk_count(head, stream), dtype=jnp.int32)
     return jax.lax.scan(add_chunk, start, positions)[0]
 
 
 def _sums_of_chunk(z, chunk, mask, tokens, like):
     m, s = max_and_tail(z, None, tokens.temperature, Axes((1,)))
-    hit = _is_label(chunk, tokens)
-    label_logit = jnp.sum(jnp.where(hit, z, 0), 1, keepdims=True)
+    label_logit = logit_of_label(z, chunk, tokens)
     e_d = w = w_d = top_label = None
     d = shifted(z, m, tokens.temperature)
     if like.e_d is not None:
         e = exp_shifted(z, m, tokens.temperature)
-        e_d = jnp.sum(times_log(e, d), 1, keepdims=True)
+        e_d = sum_of_choices(times_log(e, d), Axes((1,)))
     if like.w is not None:
-        weights = _included(chunk, mask, z)
+        weights = included(chunk, mask, z)
         w = jnp.sum(weights, 1, keepdims=True)
-        w_d = jnp.sum(times_loss(weights, d), 1, keepdims=True)
+        w_d = sum_of_choices(times_loss(weights, d), Axes((1,)))
     if like.top_label is not None:
         top = jnp.argmax(z, 1, keepdims=True).astype(jnp.int32)
         top_label = top + chunk.classes[:, :1]
@@ -392,93 +363,64 @@ def _over_devices(sums, temperature, head, stream):
     return sums._replace(m=m, s=s, top_label=top_label, frozen=frozen, **totals)
 
 
-def _backward(hidden, head: Any, tokens, of_rows, stream):
+def _backward(hidden, head, tokens, of_rows, stream):
     """Cotangents of hidden and of the head, and sum_i p_i (d_i + U)^2 of each row."""
-    blocks = _token_blocks(tokens.labels.counted, stream)
-    indices = blocks or [None]
+    # The sum over devices comes before the rounding.
+    dtype = of_rows.s.dtype if stream.mesh_names else hidden.dtype
 
+    def of_tokens(rows):
+        (dhidden, variance), dhead = _backward_of_rows(*rows, head, stream)
+        return (dhidden.astype(dtype), variance), dhead
+
+    rows = hidden, tokens, of_rows
+    if not stream.may_skip:
+        return of_tokens(rows)
+    zero = varying(jnp.zeros_like(of_rows.s), stream.mesh_names)
+    nothing = jnp.zeros_like(hidden, dtype) + zero.astype(dtype), zero
+    return over_counted_tokens(of_tokens, tokens.labels.counted, rows, nothing)
+
+
+def _backward_of_rows(hidden, tokens, of_rows, head: Any, stream):
     zero = varying(jnp.zeros_like(of_rows.s), stream.mesh_names)
 
     # Transposition for forward mode would otherwise store the factors of dz, N x V.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_chunk(carry, position):
-        of_parts, dsoftcap = carry
-        chunk = _chunk_at(position, head, stream)
-        # Under shard_map they vary as the cotangents that are added to them.
-        dchunk = jax.tree.map(
-            lambda v: varying_like(v, zero), _no_cotangents(chunk, dsoftcap, stream)
+        sums, dsoftcap = carry
+        chunk = chunk_at(position, head, stream)
+        dchunk, more = _backward_of_chunk(
+            hidden, tokens, of_rows, chunk, head.softcap, stream
         )
-        new = []
-        for index, sums in zip(indices, of_parts):
-
-            def add_block(dchunk, sums, index=index):
-                block = rows_at((hidden, tokens, of_rows), index)
-                more = _backward_of_block(block, chunk, head.softcap, stream)
-                return jax.tree.map(jnp.add, (dchunk, sums), more)
-
-            if index is None:
-                dchunk, sums = add_block(dchunk, sums)
-            else:
-                counts = jnp.any(tokens.labels.counted[index])
-                skip = lambda *sums: sums  # noqa: E731
-                dchunk, sums = jax.lax.cond(counts, add_block, skip, dchunk, sums)
-            new.append(sums)
         if dsoftcap is not None:
             dsoftcap = dsoftcap + dchunk.softcap
         dweight = dchunk.weight.astype(head.weight.dtype)
-        return (new, dsoftcap), dchunk._replace(weight=dweight, softcap=None)
+        dchunk = dchunk._replace(weight=dweight, softcap=None)
+        return (jax.tree.map(jnp.add, sums, more), dsoftcap), dchunk
 
-    start = [
-        rows_at((jnp.zeros_like(hidden, zero.dtype) + zero, zero), index)
-        for index in indices
-    ]
+    sums = jnp.zeros_like(hidden, zero.dtype) + zero, zero
     dsoftcap: Any = None if head.softcap is None else jnp.sum(zero)
-    positions = jnp.arange(_chunk_count(head, stream), dtype=jnp.int32)
-    carry, dchunks = jax.lax.scan(add_chunk, (start, dsoftcap), positions)
-    of_parts, dsoftcap = carry
-    dhidden, variance = zip(*of_parts)
-    # The sum over devices comes first; else the blocks are joined in the final dtype.
-    dtype = zero.dtype if stream.mesh_names else hidden.dtype
-    dhidden = _unsorted([v.astype(dtype) for v in dhidden], blocks, len(hidden))
-    variance = _unsorted(variance, blocks, len(hidden))
-    dhead = _assembled(dchunks, head, stream)
-    return dhidden, dhead._replace(softcap=dsoftcap), variance
+    positions = jnp.arange(chunk_count(head, stream), dtype=jnp.int32)
+    carry, dchunks = jax.lax.scan(add_chunk, (sums, dsoftcap), positions)
+    sums, dsoftcap = carry
+    return sums, assembled(dchunks, head, stream)._replace(softcap=dsoftcap)
 
 
-def _no_cotangents(chunk, dsoftcap, stream):
-    def zeros(v):
-        return None if v is None else jnp.zeros(v.shape, accumulation_dtype(v.dtype))
-
-    def zero_row(v):
-        return (
-            None if v is None else jnp.zeros(v.shape[1:], accumulation_dtype(v.dtype))
-        )
-
-    return Head(
-        zeros(chunk.weight),
-        zero_row(chunk.bias),
-        zero_row(chunk.spread_weight),
-        zeros(dsoftcap),
-    )
-
-
-def _backward_of_block(rows, chunk, softcap, stream):
-    hidden, tokens, of_rows = rows
+def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
     temperature = tokens.temperature
     m, s, u, w_total, g, h, k, a = of_rows
     x = head_logits(hidden, chunk, stream.vocab_axis)
-    mask = _chunk_mask(chunk, tokens)
+    mask = chunk_mask(chunk, tokens)
     z, to_logits = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
     e = exp_shifted(z, m, temperature)
-    dz = label_cotangent(g, _is_label(chunk, tokens), e, s)
+    dz = label_cotangent(g, is_label(chunk, tokens), e, s)
     variance = jnp.zeros_like(m)
     dspread_weight = None
     if h is not None:
         dz = dz + h * e
     if k is not None:
-        w = _included(chunk, mask, z)
+        w = included(chunk, mask, z)
         dz = dz + spread_cotangent(k, w, w_total, e, s)
         dw = times_nll(k, jnp.log1p(s) - shifted(z, m, temperature))
         dw = dw if mask is None else jnp.where(mask, dw, 0)
@@ -486,7 +428,7 @@ def _backward_of_block(rows, chunk, softcap, stream):
     if a is not None:
         surprise = jnp.where(e == 0, 0, shifted(z, m, temperature) + u)
         dz = dz - a * e * surprise
-        variance = jnp.sum(e * surprise**2, 1, keepdims=True) / (1 + s)
+        variance = sum_of_choices(e * surprise**2, Axes((1,))) / (1 + s)
     dz = dz / (1 + s) * inverse_temperature(temperature)
     dx, dsoftcap = to_logits(dz)
 
@@ -500,118 +442,3 @@ def _backward_of_block(rows, chunk, softcap, stream):
         dweight = product(hidden, factors, (0, 0), dx.dtype)
     dbias = None if chunk.bias is None else jnp.sum(dx, 0)
     return Head(dweight, dbias, dspread_weight, dsoftcap), (dhidden, variance)
-
-
-def product(a, b, contracted, dtype):
-    """Matrix product over one axis of each, summed in dtype."""
-    common = jnp.promote_types(a.dtype, b.dtype)
-    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
-    return jax.lax.dot_general(
-        a.astype(common), b.astype(common), dimensions, preferred_element_type=dtype
-    )
-
-
-def head_logits(hidden, head, vocab_axis):
-    """hidden w + b in the accumulation dtype, for a head or a chunk of one."""
-    common = jnp.promote_types(hidden.dtype, head.weight.dtype)
-    dtype = accumulation_dtype(common)
-    x = product(hidden, head.weight, (1, 1 - vocab_axis), dtype)
-    return x if head.bias is None else x + head.bias.reshape(1, -1).astype(dtype)
-
-
-def column(v: Any) -> Any:
-    return v[:, None] if v.ndim == 1 else v
-
-
-def _chunk_count(head, stream):
-    return -(-head.weight.shape[stream.vocab_axis] // stream.chunk)
-
-
-def _chunk_at(position, head, stream):
-    """The classes from position * C on. The last chunk of a vocabulary that C does not
-    divide starts earlier, at V - C, and has classes that are not fresh."""
-    size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
-    start = jnp.minimum(position * chunk, size - chunk)
-    classes = start + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
-    fresh = None if size % chunk == 0 else classes >= position * chunk
-
-    def row(v):
-        if v is None:
-            return None
-        return jax.lax.dynamic_slice_in_dim(v, start, chunk)[None]
-
-    weight = jax.lax.dynamic_slice_in_dim(
-        head.weight, start, chunk, axis=stream.vocab_axis
-    )
-    return _Chunk(classes, fresh, weight, row(head.bias), row(head.spread_weight))
-
-
-def _chunk_mask(chunk, tokens):
-    mask = tokens.labels.counted
-    if chunk.fresh is not None:
-        mask = mask & chunk.fresh
-    if tokens.where is not None:
-        start, size = chunk.classes[0, 0], chunk.classes.shape[1]
-        mask = mask & jax.lax.dynamic_slice_in_dim(tokens.where, start, size, axis=1)
-    return mask
-
-
-def _is_label(chunk, tokens):
-    hit = chunk.classes == tokens.labels.class_index
-    return hit if chunk.fresh is None else hit & chunk.fresh
-
-
-def _included(chunk, mask, z):
-    w = jnp.broadcast_to(chunk.spread_weight.astype(z.dtype), z.shape)
-    return jnp.where(mask, w, 0)
-
-
-def _assembled(dchunks, head: Any, stream) -> Any:
-    """The chunks' cotangents side by side, as the head's."""
-    size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
-    repeated = -size % chunk
-
-    def joined(stacked, like, axis):
-        if stacked is None:
-            return None
-        if repeated:
-            last = jax.lax.slice_in_dim(stacked[-1], repeated, chunk, axis=axis)
-            whole = [*stacked[:-1], last] if len(stacked) > 1 else [last]
-            return jnp.concatenate(whole, axis).astype(like.dtype)
-        stacked = jnp.moveaxis(stacked, 0, axis)
-        return stacked.reshape(like.shape).astype(like.dtype)
-
-    return Head(
-        joined(dchunks.weight, head.weight, stream.vocab_axis),
-        joined(dchunks.bias, head.bias, 0),
-        joined(dchunks.spread_weight, head.spread_weight, 0),
-        None,
-    )
-
-
-def _token_blocks(counted, stream):
-    """Row indices of blocks of tokens, those that count first; None for one block.
-
-    Blocks without a token that counts are skipped, so the work follows the number of
-    counted tokens.
-    """
-    if stream.token_blocks == 1:
-        return None
-    order = jnp.argsort(~counted[:, 0])
-    return jnp.array_split(order, stream.token_blocks)
-
-
-def rows_at(tree, index):
-    """The rows of a block; an array with one row for all tokens stays as it is."""
-    if index is None:
-        return tree
-    return jax.tree.map(lambda v: v[index] if len(v) > 1 else v, tree)
-
-
-def _unsorted(parts, blocks, rows):
-    if blocks is None:
-        return parts[0]
-    out = jnp.zeros((rows, *parts[0].shape[1:]), parts[0].dtype)
-    for part, index in zip(parts, blocks):
-        out = out.at[index].add(part, unique_indices=True)
-    return out

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._axes import Axes, row_sum, split_by_type
+from jaxsoft._cpu_sums import divisor_near, in_blocks, two_sums
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
@@ -141,7 +142,7 @@ def _tail(z, m, weights, temperature, axes):
 
 def _in_groups(z, temperature, *, axis, grouping):
     parts, length, across = grouping
-    z = _split(z, axis, parts, length)
+    z = in_blocks(z, axis, parts, length)
     groups, members = (axis + 1, axis) if across else (axis, axis + 1)
     t = None if temperature is None else jnp.expand_dims(temperature, axis)
 
@@ -186,27 +187,12 @@ def _without_top(top, e):
 
 
 def _tail_in_one_pass(z, m, temperature, axis):
-    """_tail, where z is not to be written to memory first: a reduction of two arrays
-    at once is no kernel, but a loop that takes in everything."""
+    """_tail, where z is not to be written to memory first."""
     top = z == m
     e = _without_top(top, exp_shifted(z, m, temperature))
-    below, at_maximum = jax.lax.reduce(
-        (e, top.astype(e.dtype) + 0 * e),  # JAX wants a tangent of each
-        (jnp.zeros((), e.dtype), jnp.zeros((), e.dtype)),
-        lambda a, b: (a[0] + b[0], a[1] + b[1]),
-        (axis,),
-    )
+    # 0 * e, for a tangent.
+    below, at_maximum = two_sums(e, top.astype(e.dtype) + 0 * e, axis)
     return jnp.expand_dims(below + (at_maximum - 1), axis)
-
-
-def _split(z, axis, parts, length):
-    """z with its class axis split in two, filled up with -inf."""
-    missing = parts * length - z.shape[axis]
-    if missing:
-        padding = [(0, 0, 0)] * z.ndim
-        padding[axis] = (0, missing, 0)
-        z = jax.lax.pad(z, jnp.array(-jnp.inf, z.dtype), padding)
-    return z.reshape(*z.shape[:axis], parts, length, *z.shape[axis + 1 :])
 
 
 def _grouping(classes: int) -> tuple[int, int, bool] | None:
@@ -214,21 +200,10 @@ def _grouping(classes: int) -> tuple[int, int, bool] | None:
     if classes < FEWEST_CLASSES:
         return None
     if classes <= MOST_CLASSES_ACROSS:
-        parts = _divisor_near(8, classes)
+        parts = divisor_near(8, classes)
         return None if parts is None else (parts, classes // parts, True)
     # Somewhat more blocks than classes of a block, which cost more. A row that has to
     # be filled up is copied.
     ideal = math.isqrt(classes // 2)
-    length = _divisor_near(ideal, classes, shared_by=64) or ideal
+    length = divisor_near(ideal, classes, shared_by=64) or ideal
     return -(-classes // length), length, False
-
-
-def _divisor_near(ideal: int, number: int, shared_by: int = 1) -> int | None:
-    """If it can be, with number // divisor a multiple of shared_by: as many devices can
-    then hold whole blocks, and a row that is split over them is not gathered."""
-    divisors = [d for d in range(ideal // 2, 3 * ideal) if number % d == 0]
-
-    def badness(d):
-        return -math.gcd(number // d, shared_by), abs(math.log(d / ideal))
-
-    return min(divisors, key=badness, default=None)

@@ -29,6 +29,7 @@ from jaxsoft._axes import (
     split_alike,
     split_by_type,
 )
+from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     counted_logits,
@@ -144,7 +145,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
 
     dtemperature = None
     if temperature is not None:
-        u = -row_sum(times_log(e, d), axes) / (1 + s)
+        u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
         dt = row_sum(q_g * jnp.where(jnp.isinf(d), 0, d + u), axes)
         if with_lse:
             lse_of_max = m * inverse_temperature(temperature)
@@ -247,7 +248,7 @@ def _included(spread_weight, mask, z):
 
 def _expectation(q, nll_of_class, axes):
     """sum_c q_c (-log p_c) with 0 (-log 0) = 0."""
-    return row_sum(times_loss(q, nll_of_class), axes)
+    return sum_of_choices(times_loss(q, nll_of_class), axes)
 
 
 def times_nll(g, nll_of_class):

@@ -24,6 +24,7 @@ from jaxsoft._checks import (
     as_real,
     as_temperature,
 )
+from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._logsumexp import logsumexp
 from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
@@ -218,7 +219,7 @@ def _boltzmann_max_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     m, s = split_logits(x, where, temperature, axes)
     e = exp_shifted(z, m, temperature)
-    below = jnp.sum(times_log(e, shifted(z, m, None)), axes, keepdims=True)
+    below = sum_of_choices(times_log(e, shifted(z, m, None)), axes)
     b = m + below / (1 + s)
     if temperature is not None:
         b = jnp.where(temperature < 0, -b, b)
@@ -236,11 +237,11 @@ def _boltzmann_max_bwd(axes, residuals, g):
     g = g.astype(z.dtype)
     p = probabilities(z, m, s, temperature)
     d = jnp.where(p == 0, 0, shifted(z, m, temperature))
-    above_mean = d - jnp.sum(p * d, axes, keepdims=True)  # d_i + U
+    above_mean = d - sum_of_choices(p * d, axes)  # d_i + U
     dz = g * p * (1 + above_mean)
     if temperature is None:
         return to_input(dz)[0], None, None
-    dtemperature = -g * jnp.sum(p * above_mean**2, axes, keepdims=True)
+    dtemperature = -g * sum_of_choices(p * above_mean**2, axes)
     return to_input(jnp.where(temperature < 0, -dz, dz))[0], None, dtemperature
 
 

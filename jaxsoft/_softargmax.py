@@ -24,6 +24,7 @@ from jaxsoft._checks import (
     as_temperature,
     fitted,
 )
+from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     accumulation_dtype,
@@ -129,7 +130,7 @@ def _softargmax_plain(x, positions, where, temperature, axes):
     m, s = split_logits(x, where, temperature, axes)
     e = exp_shifted(z, m, temperature)
     a = _positions_that_count(positions, e, axes)
-    return jnp.sum(e * a, axes, keepdims=True) / (1 + s), (m, s)
+    return sum_of_choices(e * a, axes) / (1 + s), (m, s)
 
 
 def _softargmax_fwd(x, positions, where, temperature, axes):
@@ -142,9 +143,9 @@ def _softargmax_bwd(axes, residuals, g):
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
     p = probabilities(z, m, s, temperature)
     a = _positions_that_count(positions, p, axes)
-    c = jnp.sum(jnp.where(p > 0.5, a, 0), axes, keepdims=True)
+    c = sum_of_choices(jnp.where(p > 0.5, a, 0), axes)
     h = a - c
-    dz = p * (h - jnp.sum(p * h, axes, keepdims=True)) * g
+    dz = p * (h - sum_of_choices(p * h, axes)) * g
     dz = dz * inverse_temperature(temperature)
     dtemperature = dpositions = None
     if temperature is not None:

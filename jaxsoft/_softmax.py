@@ -24,6 +24,7 @@ from jaxsoft._checks import (
     as_temperature,
     reject_options,
 )
+from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._max_and_tail import split_logits
 from jaxsoft._numerics import (
     accumulation_dtype,
@@ -282,7 +283,7 @@ def _log_softmax_bwd(axes, residuals, g):
     if temperature is None:
         return to_input(dz)[0], None, None
     d = shifted(z, m, temperature)
-    u = -row_sum(times_log(e, d), axes) / (1 + s)
+    u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
     g_d = row_sum(g * jnp.where(jnp.isinf(d), 0, d + u), axes)
     dtemperature = -jnp.sign(temperature) * inverse_temperature(temperature) * g_d
     return to_input(dz)[0], None, dtemperature
@@ -360,7 +361,7 @@ def _entropy_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     m, s = split_logits(x, where, temperature, axes)
     d, e = shifted(z, m, temperature), exp_shifted(z, m, temperature)
-    u = -row_sum(times_log(e, d), axes) / (1 + s)
+    u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
     return jnp.log1p(s) + u, (m, s, u)
 
 
@@ -378,7 +379,7 @@ def _entropy_bwd(axes, residuals, g):
     dx = to_input(-scale * p * surprise)[0]
     if temperature is None:
         return dx, None, None
-    variance = row_sum(p * surprise**2, axes)
+    variance = sum_of_choices(p * surprise**2, axes)
     return dx, None, jnp.sign(temperature) * scale * variance
 
 

@@ -279,8 +279,8 @@ def test_random_combinations(seed: int):
     check_against_logits(random_case(seed), seeds=(seed, seed + 100))
 
 
-# From 512 tokens on, blocks of tokens without a counted label are skipped. There is no
-# way to divide 601 tokens into equal blocks.
+# From 512 tokens on, a pass runs over the tokens that count: on a quarter of the rows,
+# a half or all.
 MANY = Case(
     ("vocab_bias", "label_smoothing", "temperature"),
     batch=(601,),
@@ -299,12 +299,36 @@ MANY_CASES = {
 
 @pytest.mark.parametrize("case", MANY_CASES.values(), ids=MANY_CASES)
 @pytest.mark.usefixtures("x64")
-def test_blocks_of_tokens(case: Case):
+def test_tokens_that_count(case: Case):
     """Ignored labels lie anywhere; at last they are all there is."""
     linear, dense = head_and_logits(case)
-    for ignored in (0.0, 0.3, 0.8, 1.0):
+    for ignored in (0.0, 0.3, 0.6, 0.8, 1.0):
         arguments = case.but(ignored=ignored).arguments(1)
         assert_same(linear(*arguments), dense(*arguments))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_tokens_are_skipped_under_vmap(reduction, rng):
+    """By the element in which most count: one of the two runs on half of the rows."""
+    hidden = jnp.asarray(rng.normal(size=(2, 600, 4)), jnp.float32)
+    weight = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32)
+    ignored = rng.random((2, 600)) < np.array([[0.9], [0.6]])
+    labels = jnp.asarray(np.where(ignored, -100, rng.integers(0, 9, (2, 600))))
+
+    def total(hidden, labels):
+        loss = jaxsoft.linear_cross_entropy(hidden, weight, labels, reduction=reduction)
+        return jnp.sum(loss)
+
+    program = jax.jit(jax.vmap(jax.value_and_grad(total))).lower(hidden, labels)
+    compiled = program.compile()
+    assert "conditional(" in compiled.as_text()
+    values, gradients = compiled(hidden, labels)
+    for i in range(2):
+        logits = hidden[i] @ weight.T
+        dense = jaxsoft.cross_entropy(logits, labels[i], reduction=reduction)
+        np.testing.assert_allclose(values[i], jnp.sum(dense), rtol=1e-5)
+        expected = jax.grad(total)(hidden[i], labels[i])
+        np.testing.assert_allclose(gradients[i], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -434,7 +458,7 @@ def test_every_derivative(name):
 
 
 @pytest.mark.usefixtures("x64")
-def test_hessian_vector_product_over_blocks_of_tokens():
+def test_hessian_vector_product_over_tokens_that_count():
     case = MANY.but(options=("vocab_bias",), where="", batch=(513,))
     floats, others, cotangent = case.arguments(1)
 

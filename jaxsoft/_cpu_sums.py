@@ -1,0 +1,84 @@
+"""Sums over a row that XLA's CPU backend does not write to memory first.
+
+An accelerator fuses a sum with all that makes its terms. XLA's CPU backend runs a sum
+as a kernel of its own, which takes in arithmetic and exp but no comparison: a term that
+a comparison chose, as in 0 log 0 = 0, is first written to memory, an array of the size
+of the logits. A reduction of two arrays at once is no such kernel, but a loop, which
+takes in everything. Measured on two cores, sum(q * where(q == 0, 0, -log_p)) takes 48
+ms in place of 114 at 256 x 65536, and 46 in place of 71 at 4096 x 4096.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._axes import Axes, device_sum, row_sum, split_by_type
+
+# A loop adds up one term after the other, and drifts: longer rows go in blocks.
+LONGEST_RUN = 1024
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def sum_of_choices(v: Array, axes: Axes) -> Array:
+    """row_sum of terms that comparisons chose."""
+    if len(axes) > 1 or not v.size or split_by_type(v, axes):
+        return row_sum(v, axes)
+    total = jax.lax.platform_dependent(
+        v,
+        cpu=functools.partial(_in_loops, axis=axes[0]),
+        default=lambda v: jnp.sum(v, axes, keepdims=True),
+    )
+    return device_sum(total, axes.mesh_names)
+
+
+# The tangent's sum is one that JAX can transpose.
+@sum_of_choices.defjvp
+def _sum_of_choices_jvp(axes, primals, tangents):
+    (v,), (v_dot,) = primals, tangents
+    return sum_of_choices(v, axes), row_sum(v_dot, axes)
+
+
+def _in_loops(v, *, axis):
+    classes = v.shape[axis]
+    length = classes
+    if classes > LONGEST_RUN:
+        length = divisor_near(math.isqrt(classes), classes)
+        if length is None:
+            return jnp.sum(v, axis, keepdims=True)
+    v = in_blocks(v, axis, classes // length, length)
+    # The second sum is 0 or NaN. One that is not used, XLA leaves out.
+    total, zero = two_sums(v, 0 * jnp.clip(v, -1, 1), axis + 1)
+    return jnp.sum(total + zero, axis, keepdims=True)
+
+
+def two_sums(a: Array, b: Array, axis: int) -> tuple[Array, Array]:
+    """The sums of a and b in one loop. Both must be used, and where the rules around
+    them are dropped, as in a scan that is differentiated twice, have a tangent."""
+    zero = jnp.zeros((), a.dtype)
+    return jax.lax.reduce(
+        (a, b), (zero, zero), lambda v, w: (v[0] + w[0], v[1] + w[1]), (axis,)
+    )
+
+
+def in_blocks(v: Array, axis: int, parts: int, length: int) -> Array:
+    """v with its class axis split in two, filled up with -inf."""
+    missing = parts * length - v.shape[axis]
+    if missing:
+        padding = [(0, 0, 0)] * v.ndim
+        padding[axis] = (0, missing, 0)
+        v = jax.lax.pad(v, jnp.array(-jnp.inf, v.dtype), padding)
+    return v.reshape(*v.shape[:axis], parts, length, *v.shape[axis + 1 :])
+
+
+def divisor_near(ideal: int, number: int, shared_by: int = 1) -> int | None:
+    """If it can be, with number // divisor a multiple of shared_by: as many devices can
+    then hold whole blocks, and a row that is split over them is not gathered."""
+    divisors = [d for d in range(ideal // 2, 3 * ideal) if number % d == 0]
+
+    def badness(d):
+        return -math.gcd(number // d, shared_by), abs(math.log(d / ideal))
+
+    return min(divisors, key=badness, default=None)

@@ -1,0 +1,206 @@
+"""A linear head in chunks of its classes, and the tokens that count."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_batching import custom_vmap
+
+from jaxsoft._numerics import accumulation_dtype
+
+
+class Head(NamedTuple):
+    """The arrays of a linear head, or their cotangents; None is absent."""
+
+    weight: Any  # (V, D), or (D, V) with vocab_axis 1
+    bias: Array | None  # (V,)
+    spread_weight: Array | None  # (V,), the weights of RowTerms.spread
+    softcap: Array | None  # ()
+
+
+class Tokens(NamedTuple):
+    """What is known of each token beside its hidden state."""
+
+    labels: Any  # RowLabels, (N,)
+    temperature: Array | None  # (N,)
+    where: Array | None  # (N, V), or 1 in place of N
+
+
+class Stream(NamedTuple):
+    """Static facts of a pass over the vocabulary."""
+
+    vocab_axis: int
+    chunk: int  # classes in a chunk
+    may_skip: bool  # tokens that do not count
+    with_logsumexp: bool = False
+    with_entropy: bool = False
+    with_top_label: bool = False
+    mesh_names: tuple[Any, ...] = ()  # mesh axes over which the classes are split
+
+
+class Chunk(NamedTuple):
+    """C classes of a head."""
+
+    classes: Array  # (1, C), their indices
+    fresh: Array | None  # (1, C), False in a class that an earlier chunk had
+    weight: Array
+    bias: Array | None
+    spread_weight: Array | None
+
+
+def product(a, b, contracted, dtype):
+    """Matrix product over one axis of each, summed in dtype."""
+    common = jnp.promote_types(a.dtype, b.dtype)
+    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+    return jax.lax.dot_general(
+        a.astype(common), b.astype(common), dimensions, preferred_element_type=dtype
+    )
+
+
+def head_logits(hidden, head, vocab_axis):
+    """hidden w + b in the accumulation dtype, for a head or a chunk of one."""
+    common = jnp.promote_types(hidden.dtype, head.weight.dtype)
+    dtype = accumulation_dtype(common)
+    x = product(hidden, head.weight, (1, 1 - vocab_axis), dtype)
+    return x if head.bias is None else x + head.bias.reshape(1, -1).astype(dtype)
+
+
+def column(v: Any) -> Any:
+    return v[:, None] if v.ndim == 1 else v
+
+
+def chunk_count(head, stream):
+    return -(-head.weight.shape[stream.vocab_axis] // stream.chunk)
+
+
+def chunk_at(position, head, stream):
+    """The classes from position * C on. The last chunk of a vocabulary that C does not
+    divide starts earlier, at V - C, and has classes that are not fresh."""
+    size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
+    start = jnp.minimum(position * chunk, size - chunk)
+    classes = start + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
+    fresh = None if size % chunk == 0 else classes >= position * chunk
+
+    def row(v):
+        if v is None:
+            return None
+        return jax.lax.dynamic_slice_in_dim(v, start, chunk)[None]
+
+    weight = jax.lax.dynamic_slice_in_dim(
+        head.weight, start, chunk, axis=stream.vocab_axis
+    )
+    return Chunk(classes, fresh, weight, row(head.bias), row(head.spread_weight))
+
+
+def chunk_mask(chunk, tokens):
+    """The classes that count; None for all. Ignored tokens, whose hidden states are 0,
+    are left out afterwards, which costs less."""
+    mask = chunk.fresh
+    if tokens.where is not None:
+        start, size = chunk.classes[0, 0], chunk.classes.shape[1]
+        where = jax.lax.dynamic_slice_in_dim(tokens.where, start, size, axis=1)
+        mask = where if mask is None else mask & where
+    return mask
+
+
+def is_label(chunk, tokens):
+    hit = chunk.classes == tokens.labels.class_index
+    return hit if chunk.fresh is None else hit & chunk.fresh
+
+
+def included(chunk, mask, z):
+    w = jnp.broadcast_to(chunk.spread_weight.astype(z.dtype), z.shape)
+    return w if mask is None else jnp.where(mask, w, 0)
+
+
+def assembled(dchunks, head: Any, stream) -> Any:
+    """The chunks' cotangents side by side, as the head's."""
+    size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
+    repeated = -size % chunk
+
+    def joined(stacked, like, axis):
+        if stacked is None:
+            return None
+        if repeated:
+            last = jax.lax.slice_in_dim(stacked[-1], repeated, chunk, axis=axis)
+            whole = [*stacked[:-1], last] if len(stacked) > 1 else [last]
+            return jnp.concatenate(whole, axis).astype(like.dtype)
+        stacked = jnp.moveaxis(stacked, 0, axis)
+        return stacked.reshape(like.shape).astype(like.dtype)
+
+    return Head(
+        joined(dchunks.weight, head.weight, stream.vocab_axis),
+        joined(dchunks.bias, head.bias, 0),
+        joined(dchunks.spread_weight, head.spread_weight, 0),
+        None,
+    )
+
+
+def logit_of_label(z, chunk, tokens):
+    """z of the label, 0 where the chunk has it not. An accelerator compares on its way
+    through the chunk; a CPU, which would write the choices to memory, takes one number
+    from each row."""
+
+    def compared(z):
+        return jnp.sum(jnp.where(is_label(chunk, tokens), z, 0), 1, keepdims=True)
+
+    def taken(z):
+        index = tokens.labels.class_index - chunk.classes[:, :1]
+        found = (index >= 0) & (index < z.shape[1])
+        index = jnp.clip(index, 0, z.shape[1] - 1)
+        if chunk.fresh is not None:
+            found = found & chunk.fresh[0, index]
+        z = jnp.take_along_axis(z, index, 1, mode="promise_in_bounds")
+        return jnp.where(found, z, 0)
+
+    return jax.lax.platform_dependent(z, cpu=taken, default=compared)
+
+
+def over_counted_tokens(
+    f: Callable[[Any], tuple[Any, Any]], counted: Array, rows: Any, nothing: Any
+) -> tuple[Any, Any]:
+    """f of the rows of the tokens that count.
+
+    f returns what there is per token, and what the tokens share. It runs on a quarter
+    of the rows, a half or all, the least that hold every token that counts. The results
+    of a token that is left out are those in `nothing`.
+    """
+    tokens = len(counted)
+    counted = counted.reshape(tokens)
+    sizes = [-(-tokens // 4), -(-tokens // 2)]
+    order = jnp.argsort(~counted)
+
+    # Transposition would otherwise store what each branch gathers.
+    @functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)
+    def of_first(size):
+        index = order[:size]
+        per_token, shared = f(rows_at(rows, index))
+        per_token = jax.tree.map(
+            lambda v, zero: zero.at[index].set(v, unique_indices=True),
+            per_token,
+            nothing,
+        )
+        return per_token, shared
+
+    branches = [functools.partial(of_first, size) for size in sizes]
+    enough = jnp.sum(jnp.sum(counted) > jnp.array(sizes))
+    return jax.lax.switch(_of_the_batch(enough), [*branches, lambda: f(rows)])
+
+
+# Under vmap one branch must do for all, or every branch would be taken.
+@custom_vmap
+def _of_the_batch(branch):
+    return branch
+
+
+@_of_the_batch.def_vmap
+def _of_the_batch_vmap(axis_size, in_batched, branch):
+    return _of_the_batch(jnp.max(branch, 0)), False
+
+
+def rows_at(tree: Any, index: Array) -> Any:
+    """Rows; an array with one row for all tokens stays as it is."""
+    return jax.tree.map(lambda v: v[index] if len(v) > 1 else v, tree)
