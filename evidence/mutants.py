@@ -223,11 +223,19 @@ MUTANTS = [
     ),
     Mutant(
         "a row is filled up with zeros, not with -inf",
-        "_max_and_tail",
-        "z = jax.lax.pad(z, jnp.array(-jnp.inf, z.dtype), padding)",
-        "z = jax.lax.pad(z, jnp.array(0, z.dtype), padding)",
+        "_cpu_sums",
+        "v = jax.lax.pad(v, jnp.array(-jnp.inf, v.dtype), padding)",
+        "v = jax.lax.pad(v, jnp.array(0, v.dtype), padding)",
         "test_precision.py",
         "do_not_divide",
+    ),
+    Mutant(
+        "sums of choices stay on their device",
+        "_cpu_sums",
+        "return device_sum(total, axes.mesh_names)",
+        "return total",
+        "test_sharding.py",
+        "eight_devices and axis_name",
     ),
     # What every loss does with one number per row.
     Mutant(
@@ -485,7 +493,7 @@ MUTANTS = [
     # The linear head.
     Mutant(
         "the last chunk counts classes again",
-        "_linear_terms",
+        "_linear_chunks",
         "fresh = None if size % chunk == 0 else classes >= position * chunk",
         "fresh = None",
         "test_linear.py",
@@ -509,11 +517,27 @@ MUTANTS = [
     ),
     Mutant(
         "products are summed in bfloat16",
-        "_linear_terms",
+        "_linear_chunks",
         "dimensions, preferred_element_type=dtype\n    )",
         "dimensions\n    ).astype(dtype)",
         "test_linear_memory.py",
         "bfloat16_products",
+    ),
+    Mutant(
+        "a label counts in both chunks that have it",
+        "_linear_chunks",
+        "found = found & chunk.fresh[0, index]",
+        "found = found & True",
+        "test_linear.py",
+        "value_and_every_gradient",
+    ),
+    Mutant(
+        "fewer rows are taken than tokens count",
+        "_linear_chunks",
+        "enough = jnp.sum(jnp.sum(counted) > jnp.array(sizes))",
+        "enough = jnp.sum(jnp.sum(counted) > 2 * jnp.array(sizes))",
+        "test_linear.py",
+        "test_tokens_that_count",
     ),
     Mutant(
         "of tied classes the last is the top label",
@@ -625,8 +649,8 @@ MUTANTS = [
     Mutant(
         "a softer Boltzmann maximum is larger",
         "_smooth_max",
-        "dtemperature = -g * jnp.sum(p * above_mean**2, axes, keepdims=True)",
-        "dtemperature = g * jnp.sum(p * above_mean**2, axes, keepdims=True)",
+        "dtemperature = -g * sum_of_choices(p * above_mean**2, axes)",
+        "dtemperature = g * sum_of_choices(p * above_mean**2, axes)",
         "test_smooth_max.py",
         "softmax_entropy_and_covariance",
     ),
@@ -641,8 +665,8 @@ MUTANTS = [
     Mutant(
         "a sure soft argmax subtracts numbers that are nearly equal",
         "_softargmax",
-        "c = jnp.sum(jnp.where(p > 0.5, a, 0), axes, keepdims=True)",
-        "c = jnp.sum(0 * a, axes, keepdims=True)",
+        "c = sum_of_choices(jnp.where(p > 0.5, a, 0), axes)",
+        "c = sum_of_choices(0 * a, axes)",
         "test_smooth_max.py",
         "digits",
     ),
