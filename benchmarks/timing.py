@@ -38,7 +38,7 @@ def measured(cell: Cell, rounds: int) -> dict:
         "operation": cell.operation,
         "shape": cell.shape,
         "dtype": cell.dtype,
-        "milliseconds": {name: round(1e3 * v, 3) for name, v in seconds.items()},
+        "milliseconds": {name: round(1e3 * v, 5) for name, v in seconds.items()},
         "fastest_peer": fastest,
         "times_the_fastest_peer": round(peers[fastest] / seconds["jaxsoft"], 3),
         "times_the_floor": round(seconds["jaxsoft"] / seconds["floor"], 2),

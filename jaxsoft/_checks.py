@@ -5,7 +5,7 @@ Nothing here computes. A message reads `function: what must hold; got what was p
 
 import operator
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ AxisName = Hashable | tuple[Hashable, ...] | None
 def as_array(function: str, name: str, value: ArrayLike) -> Array:
     try:
         array = jnp.asarray(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = None
     if array is None or not (
         jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool
@@ -60,11 +60,11 @@ def as_axes(function: str, axis: Axis, ndim: int, axis_name: AxisName = None) ->
     if axis is None:
         return Axes(range(ndim), names)
     given = axis if isinstance(axis, tuple | list) else (axis,)
-    if any(isinstance(a, bool) or not hasattr(a, "__index__") for a in given):
+    axes = [i for a in given if (i := as_integer(a)) is not None]
+    if len(axes) < len(given):
         raise TypeError(
             f"{function}: axis must be an int, a tuple of ints or None; got {axis!r}"
         )
-    axes = tuple(operator.index(a) for a in given)
     if any(not -ndim <= a < ndim for a in axes):
         raise ValueError(
             f"{function}: axis must lie in [{-ndim}, {ndim}) for {ndim} dimensions; "
@@ -83,12 +83,22 @@ def _as_mesh_names(function: str, axis_name: AxisName) -> tuple[Hashable, ...]:
     for name in names:
         try:
             jax.lax.axis_size(name)
-        except (NameError, KeyError, TypeError):
+        except (NameError, KeyError, TypeError, ValueError):
             raise ValueError(
                 f"{function}: axis_name must name mesh axes of an enclosing "
                 f"jax.shard_map; got {axis_name!r}"
             ) from None
     return tuple(names)
+
+
+def as_integer(value: Any) -> int | None:
+    """The static integer that a value is, or None; a boolean is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def as_flag(function: str, name: str, value: Any) -> bool:
@@ -121,6 +131,11 @@ def as_mask(
     return fitted(function, name, array, shape, "the logits' shape", hint)
 
 
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a Python number, which a boolean is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def as_temperature(
     function: str,
     temperature: ArrayLike,
@@ -128,7 +143,7 @@ def as_temperature(
     axes: Axes,
 ) -> Array | None:
     """None for the number 1, else an array with the rank of x."""
-    if isinstance(temperature, int | float) and temperature == 1:
+    if is_number(temperature) and temperature == 1:
         return None
     array = as_real(function, "temperature", temperature)
     return fitted(
@@ -175,7 +190,7 @@ def reject_options(
     """The options that complex input does not have."""
     if axis_name is not None:
         raise TypeError(f"{function}: axis_name needs real input; got {x.dtype}")
-    if not (isinstance(temperature, int | float) and temperature == 1):
+    if not (is_number(temperature) and temperature == 1):
         raise TypeError(
             f"{function}: temperature needs real input; got {x.dtype} with "
             f"temperature {temperature}"
@@ -186,7 +201,7 @@ REDUCTIONS = ("none", "sum", "mean")
 
 
 def as_reduction(function: str, reduction: str) -> str:
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(
             f"{function}: reduction must be one of {REDUCTIONS}; got {reduction!r}"
         )
@@ -261,18 +276,19 @@ def as_index_labels(
 def as_ignore_index(function: str, ignore_index: int | None) -> int | None:
     if ignore_index is None:
         return None
-    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
+    index = as_integer(ignore_index)
+    if index is None:
         raise TypeError(
             f"{function}: ignore_index must be an int or None; got {ignore_index!r}"
         )
-    return operator.index(ignore_index)
+    return index
 
 
 def as_scalar(
     function: str, name: str, value: ArrayLike, dtype: Any, neutral: float | None = None
 ) -> Array | None:
     """A scalar of the given dtype; None for the neutral Python number."""
-    if isinstance(value, int | float) and value == neutral:
+    if is_number(value) and value == neutral:
         return None
     array = as_real(function, name, value)
     if array.shape != ():

@@ -150,6 +150,7 @@ def cross_entropy(
         "label_smoothing": as_label_smoothing(name, label_smoothing, dtype),
         "z_loss": as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
     }
+    ignore_index = as_ignore_index(name, ignore_index)
     return _cross_entropy(
         logits,
         labels,
@@ -158,7 +159,7 @@ def cross_entropy(
         as_temperature(name, temperature, logits, axes),
         as_softcap(name, softcap, dtype),
         axes=axes,
-        ignore_index=as_ignore_index(name, ignore_index) if are_indices else None,
+        ignore_index=ignore_index if are_indices else None,
         reduction=as_reduction(name, reduction),
     )
 

@@ -11,7 +11,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxsoft._checks import as_real, fitted
+from jaxsoft._checks import as_real, fitted, is_number
 from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._saturation import converted
 
@@ -20,7 +20,7 @@ def as_elementwise_temperature(
     function: str, temperature: ArrayLike, x: Array
 ) -> Array | None:
     """None for the number 1, else an array with the rank of x."""
-    if isinstance(temperature, int | float) and temperature == 1:
+    if is_number(temperature) and temperature == 1:
         return None
     array = as_real(function, "temperature", temperature)
     return fitted(function, "temperature", array, x.shape, "the shape of x,")

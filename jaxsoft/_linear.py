@@ -22,6 +22,7 @@ from jaxsoft._checks import (
     as_class_weight,
     as_ignore_index,
     as_index_labels,
+    as_integer,
     as_label_smoothing,
     as_mask,
     as_real,
@@ -354,7 +355,7 @@ def _checked_inputs(
 ) -> _Inputs:
     hidden = as_real(name, "hidden", hidden)
     vocab_weight = as_real(name, "vocab_weight", vocab_weight)
-    if isinstance(vocab_axis, bool) or vocab_axis not in (0, 1):
+    if as_integer(vocab_axis) not in (0, 1):
         raise ValueError(f"{name}: vocab_axis must be 0 or 1; got {vocab_axis!r}")
     if hidden.ndim < 1 or vocab_weight.ndim != 2:
         raise ValueError(

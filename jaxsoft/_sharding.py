@@ -127,11 +127,11 @@ def shard_vocab(
         >>> print(jax.jit(loss)(hidden, vocab_weight, jnp.array([2, -100])))
         [0.40760595 0.        ]
     """
-    given = functools.partial(f)  # flat, where f is a partial itself
-    function = given.func
-    if function not in FUNCTIONS:
+    if not callable(f) or functools.partial(f).func not in FUNCTIONS:
         known = ", ".join(sorted(known.__name__ for known in FUNCTIONS))
         raise TypeError(f"shard_vocab: f must be one of {known}; got {f!r}")
+    given = functools.partial(f)  # flat, where f is a partial itself
+    function = given.func
     if not isinstance(mesh, Mesh | AbstractMesh):
         kind = type(mesh).__name__
         raise TypeError(f"shard_vocab: mesh must be a jax.sharding.Mesh; got {kind}")
@@ -159,7 +159,11 @@ def shard_vocab(
             for name in ARRAYS.intersection(options)
             if not isinstance(options[name], int | float | None)
         }
-        return _sharded(arrays, _Call(function, split, _hashable(options)))
+        static = _hashable(options)
+        if not all(isinstance(value, Hashable) for _, value in static):
+            # Nothing that a function takes, which says why.
+            jax.eval_shape(lambda: function(**arrays, **options))
+        return _sharded(arrays, _Call(function, split, static))
 
     return sharded
 
@@ -205,7 +209,11 @@ def _names_of(entry: Any) -> tuple[Hashable, ...]:
 
 def _as_names(mesh: Any, argument: str, names: Any) -> tuple[Hashable, ...]:
     names = _names_of(names)
-    wrong = [name for name in names if name not in mesh.axis_names]
+    wrong = [
+        name
+        for name in names
+        if not isinstance(name, Hashable) or name not in mesh.axis_names
+    ]
     if wrong or (argument == "axis" and not names) or len(set(names)) < len(names):
         raise ValueError(
             f"shard_vocab: {argument} must name different axes of the mesh, "

@@ -1,10 +1,18 @@
 """Strict JAX, seeded numbers, and the measured figures at the end of a run."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+
+import jaxsoft
+
+# `benchmarks` and `evidence` are beside the tests; a jaxsoft that is installed, or that
+# lies in the current folder, comes first.
+sys.path.append(str(Path(__file__).parent.parent))
 
 # A library must work for users who have forbidden silent promotion and broadcasting.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -21,6 +29,10 @@ def x64() -> Iterator[None]:
     """64-bit types inside the test. `jax.enable_x64` is public from JAX 0.8 on."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_report_header() -> str:
+    return f"jax {jax.__version__}, jaxsoft in {Path(jaxsoft.__file__).parent}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

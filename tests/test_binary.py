@@ -136,15 +136,25 @@ def test_circle_weights_are_detached(similarities):
 def test_circle_masks_compress(similarities):
     positives, negatives = similarities
     keep_p, keep_n = jnp.arange(4) != 1, jnp.arange(6) < 4
+
+    def value_and_gradients(positives, negatives, **masks):
+        loss, pull = jax.vjp(
+            lambda *sets: jaxsoft.circle_loss(*sets, **masks), positives, negatives
+        )
+        return loss, *pull(jnp.ones_like(loss))
+
+    expected = value_and_gradients(positives[:, keep_p], negatives[:, keep_n])
     for junk in (0.0, jnp.nan, jnp.inf):
-        masked = jaxsoft.circle_loss(
+        loss, *gradients = value_and_gradients(
             jnp.where(keep_p, positives, junk),
             jnp.where(keep_n, negatives, junk),
             where_positive=keep_p,
             where_negative=keep_n,
         )
-        compressed = jaxsoft.circle_loss(positives[:, keep_p], negatives[:, keep_n])
-        chex.assert_trees_all_close(masked, compressed, rtol=ROUNDINGS)
+        kept = [g[:, keep] for g, keep in zip(gradients, (keep_p, keep_n))]
+        chex.assert_trees_all_close((loss, *kept), expected, rtol=ROUNDINGS)
+        for gradient, keep in zip(gradients, (keep_p, keep_n)):
+            np.testing.assert_array_equal(gradient[:, ~keep], 0)
 
 
 @pytest.mark.parametrize("empty", ["positives", "negatives"])

@@ -18,7 +18,8 @@ import pytest
 
 import jaxsoft
 
-ROOT = pathlib.Path(jaxsoft.__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE_FOLDER = pathlib.Path(jaxsoft.__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -81,7 +82,7 @@ def run_page_in_new_process(path: pathlib.Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"import test_docs; test_docs.run_page({path.name!r})"],
         cwd=path.parent,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tests}"},
+        env={**os.environ, "PYTHONPATH": f"{PACKAGE_FOLDER}{os.pathsep}{tests}"},
         capture_output=True,
         text=True,
     )

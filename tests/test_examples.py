@@ -11,8 +11,8 @@ import pytest
 
 import jaxsoft
 
-ROOT = Path(jaxsoft.__file__).parent.parent
-EXAMPLES = ROOT / "examples"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PACKAGE_FOLDER = Path(jaxsoft.__file__).parent.parent
 
 # What the examples import: module name, package name.
 NEEDED = {
@@ -39,7 +39,11 @@ pytestmark = [
 def run(script: str, *options: str) -> str:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *options],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(PACKAGE_FOLDER),
+            "JAX_PLATFORMS": "cpu",
+        },
         capture_output=True,
         text=True,
         timeout=300,

@@ -81,9 +81,9 @@ def test_temporaries_of_a_sum(record_property):
 
 
 def shapes_of(jaxpr: Any) -> Iterator[tuple[int, ...]]:
-    """Of everything that a jaxpr computes, and the jaxprs in it."""
+    """Of everything that a jaxpr takes and computes, and the jaxprs in it."""
     for equation in jaxpr.eqns:
-        for variable in equation.outvars:
+        for variable in (*equation.invars, *equation.outvars):
             yield getattr(variable.aval, "shape", ())
         for inner in inner_jaxprs(equation):
             yield from shapes_of(inner)

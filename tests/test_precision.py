@@ -18,6 +18,8 @@ GAPS = range(5, 81, 5)
 # that exp turns into 64 ulp; and there are a few roundings more. Most results get that
 # rounding back; long sums and softmax on a CPU do not.
 PROMISED_ULP = 68
+# The plain loss gets it back: 4.5 ulp at worst, and as much for another compiler.
+PROMISED_LOSS_ULP = 9
 PROMISED_RELATIVE = 1e-5
 # Below, float32 has few digits left, and processors flush to 0.
 FLUSHED = 1e-36
@@ -51,7 +53,7 @@ class Measured:
         place = np.spacing(np.abs(expected).astype(np.float32))
         self.errors.setdefault(name, []).append(np.abs(actual - expected) / place)
 
-    def report(self, record_property) -> None:
+    def report(self, record_property, promised: float = PROMISED_ULP) -> None:
         for name, parts in self.errors.items():
             errors = np.concatenate(parts)
             line = (
@@ -60,7 +62,7 @@ class Measured:
             )
             print(f"{name}: {line}")
             record_property(name, line)
-            assert np.max(errors) <= PROMISED_ULP, name
+            assert np.max(errors) <= promised, name
 
 
 def test_cross_entropy(rng, record_property):
@@ -77,7 +79,7 @@ def test_cross_entropy(rng, record_property):
             measured.add(f"loss, {name}", loss, oracle.cross_entropy(x, labels))
             expected = oracle.cross_entropy_gradient(p, labels)
             measured.add(f"gradient, {name}", gradient, expected)
-    measured.report(record_property)
+    measured.report(record_property, PROMISED_LOSS_ULP)
 
 
 def test_distributions(rng, record_property):
@@ -236,6 +238,17 @@ def test_more_classes_than_float16_can_count():
     assert jaxsoft.softmax(x)[0] == jnp.float16(1 / 70_000)
     loss = jaxsoft.cross_entropy(x, 69_999)
     np.testing.assert_allclose(loss, np.log(70_000), rtol=1e-6)
+
+
+def test_a_row_that_blocks_do_not_divide():
+    """1031 is a prime. Whatever fills the last block must not count."""
+    x = np.sin(np.arange(1031, dtype=np.float32)) - 50
+    exact = np.log(np.sum(np.exp(x.astype(np.longdouble))))
+    np.testing.assert_allclose(jaxsoft.logsumexp(x), float(exact), rtol=4 * 2**-23)
+    loss, gradient = jax.value_and_grad(jaxsoft.cross_entropy)(x, 1030)
+    np.testing.assert_allclose(loss, float(exact - x[1030]), rtol=4 * 2**-23)
+    p = np.exp(x - exact).astype(np.float64)
+    np.testing.assert_allclose(gradient[:-1], p[:-1], rtol=16 * 2**-23)
 
 
 def test_a_million_classes():

@@ -1,5 +1,6 @@
 # pyright: strict
-"""The types that an editor shows: pyright checks them, running shows them true."""
+"""The types that an editor shows. `.ci/run` has pyright check them, which no test does;
+running shows that they are true."""
 
 from typing import assert_type
 

@@ -1,0 +1,629 @@
+"""Calls with one thing wrong: a TypeError or a ValueError that names the function.
+
+Every call is a valid one, drawn at random, in which one argument is then broken. What
+may be broken about an argument stands in one table, since a word means the same in
+every function. Each call is made twice: with the arrays, and with tracers for them.
+"""
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import jaxsoft
+
+CALLS_PER_FUNCTION = 80
+FEATURES = 11
+
+
+@pytest.fixture(autouse=True)
+def whole_tracebacks():
+    """To shorten a traceback takes JAX four times as long as all the rest."""
+    filtering = jax.config.jax_traceback_filtering
+    jax.config.update("jax_traceback_filtering", "off")
+    yield
+    jax.config.update("jax_traceback_filtering", filtering)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The logits of a call. All sizes differ and exceed 1: nothing fits by chance."""
+
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def classes(self) -> int:
+        return self.shape[self.axis]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(n for i, n in enumerate(self.shape) if i != self.axis)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        return tuple(1 if i == self.axis else n for i, n in enumerate(self.shape))
+
+
+Draw = Callable[[np.random.Generator, Frame], Any]
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def one_of(*values: Any) -> Draw:
+    return lambda rng, frame: values[rng.integers(len(values))]
+
+
+def larger(shape: tuple[int, ...]) -> Draw:
+    """A shape that does not broadcast to the given one, or would enlarge it."""
+
+    def draw(rng: np.random.Generator, frame: Frame) -> tuple[int, ...]:
+        position = rng.integers(-1, len(shape))
+        if position < 0:
+            return (2, *shape)
+        return (*shape[:position], shape[position] + 1, *shape[position + 1 :])
+
+    return draw
+
+
+def misfit(of: str, dtype: Any = np.float32) -> Draw:
+    """An array of a shape that does not fit to a shape of the frame."""
+
+    def draw(rng: np.random.Generator, frame: Frame) -> np.ndarray:
+        return np.ones(larger(getattr(frame, of))(rng, frame), dtype)
+
+    return draw
+
+
+def typed(of: str, dtype: Any) -> Draw:
+    """An array of a shape of the frame, in a dtype."""
+    return lambda rng, frame: np.ones(getattr(frame, of), dtype)
+
+
+def sized(size: Callable[[Frame], tuple[int, ...]]) -> Draw:
+    return lambda rng, frame: floats(*size(frame))
+
+
+NO_ARRAYS = one_of(
+    "logits",
+    b"logits",
+    object(),
+    {},
+    {1.0},
+    len,
+    ...,
+    slice(1),
+    2**70,
+    [[1.0], [1.0, 2.0]],
+    ["yes", "no"],
+    [None],
+    np.array("a"),
+    np.array([object()]),
+    np.array([1.0, None]),
+    np.array([1], "datetime64[s]"),
+    np.zeros(2, [("a", np.float32)]),
+    jax.random.key(0),
+)
+NO_NUMBERS = one_of(None, True, False, 1j, "1", "", b"1", [[]], {}, np.array(True))
+
+
+def complex_like(of: str) -> Draw:
+    return typed(of, np.complex64)
+
+
+def index_misfit(rng: np.random.Generator, frame: Frame) -> np.ndarray:
+    """Integers that are not of the rows' shape."""
+    shapes = [frame.shape, frame.kept, (1, *frame.rows), larger(frame.rows)(rng, frame)]
+    return np.zeros(shapes[rng.integers(len(shapes))], np.int32)
+
+
+def probability_misfit(rng: np.random.Generator, frame: Frame) -> np.ndarray:
+    shapes = [
+        frame.rows,
+        frame.kept,
+        (1, *frame.shape),
+        larger(frame.shape)(rng, frame),
+    ]
+    return floats(*shapes[rng.integers(len(shapes))])
+
+
+def label_draw(rng: np.random.Generator, frame: Frame) -> np.ndarray:
+    if rng.random() < 0.5:
+        return rng.integers(0, frame.classes, frame.rows).astype(np.int32)
+    return floats(*frame.shape) / frame.classes
+
+
+def axis_out_of_range(rng: np.random.Generator, frame: Frame) -> Any:
+    ndim = len(frame.shape)
+    wrong = (ndim, -ndim - 1, 2**70, (0, ndim), [ndim], np.int64(ndim))
+    return wrong[rng.integers(len(wrong))]
+
+
+def axis_repeated(rng: np.random.Generator, frame: Frame) -> Any:
+    ndim = len(frame.shape)
+    wrong = ((0, 0), (0, -ndim), [ndim - 1, -1])
+    return wrong[rng.integers(len(wrong))]
+
+
+def of_other_features(rng: np.random.Generator, frame: Frame) -> np.ndarray:
+    return floats(*frame.rows, FEATURES + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How an argument is drawn, and what breaks it."""
+
+    valid: Draw
+    breaks: tuple[Draw, ...]
+
+
+def array_kind(of: str, *breaks: Draw) -> Kind:
+    return Kind(typed(of, np.float32), (NO_ARRAYS, one_of(None), *breaks))
+
+
+def mask_kind(of: str) -> Kind:
+    other_dtypes = (np.float32, np.int8, np.complex64)
+    return Kind(
+        typed(of, bool),
+        (NO_ARRAYS, misfit(of, bool), *(typed(of, dtype) for dtype in other_dtypes)),
+    )
+
+
+def temperature_kind(of: str) -> Kind:
+    return Kind(typed(of, np.float32), (NO_ARRAYS, NO_NUMBERS, misfit(of)))
+
+
+def number_kind(valid: float, *wrong: Any) -> Kind:
+    """A scalar; a vector of one number is none."""
+    breaks = (NO_ARRAYS, NO_NUMBERS, one_of(floats(1), floats(2), [valid]))
+    return Kind(one_of(valid, np.float32(valid)), (*breaks, one_of(*wrong or (None,))))
+
+
+def choice_kind(valid: Draw, *wrong: Any) -> Kind:
+    return Kind(valid, (one_of(*wrong),))
+
+
+FLAG = choice_kind(one_of(True, False), None, 0, 1, "yes", 1.0, floats(), [True])
+REAL = (typed("shape", bool), complex_like("shape"))
+BOUND = Kind(typed("shape", np.float32), (NO_ARRAYS, NO_NUMBERS, misfit("shape")))
+
+KINDS: dict[str, Kind] = {
+    "anything": array_kind("shape"),
+    "numbers": array_kind("shape", typed("shape", bool)),
+    "real": array_kind("shape", *REAL),
+    "partner": array_kind("shape", *REAL, misfit("shape")),
+    "broadcast partner": array_kind(
+        "shape", *REAL, sized(lambda frame: tuple(n + 1 for n in frame.shape))
+    ),
+    "factor": Kind(
+        typed("shape", np.float32),
+        (NO_ARRAYS, sized(lambda frame: tuple(n + 1 for n in frame.shape))),
+    ),
+    "yes": Kind(
+        typed("shape", bool),
+        (NO_ARRAYS, one_of(None), complex_like("shape"), misfit("shape", bool)),
+    ),
+    "axis": Kind(
+        lambda rng, frame: frame.axis,
+        (
+            axis_out_of_range,
+            axis_repeated,
+            one_of(1.0, "0", b"0", True, (0, "1"), (True,), ((0,),), [0.5], {0}),
+            one_of(object(), slice(1), np.array([0, 1]), np.float32(0), (0, None), {}),
+        ),
+    ),
+    "where": mask_kind("shape"),
+    "temperature": temperature_kind("kept"),
+    "temperature of each": temperature_kind("shape"),
+    "axis_name": choice_kind(
+        one_of(None), "nowhere", ("nowhere",), ["a", "b"], {}, 0, floats(2), object()
+    ),
+    "reduction": choice_kind(
+        one_of("none", "sum", "mean"),
+        *("avg", "Mean", "", b"mean", None, 0, True, ["mean"], {"mean"}),
+        *(floats(2), np.array(["mean", "sum"]), jnp.ones(2)),
+    ),
+    "flag": FLAG,
+    "labels": Kind(
+        label_draw,
+        (
+            *(NO_ARRAYS, one_of(None), index_misfit, probability_misfit),
+            *(typed("rows", bool), *REAL, typed("rows", np.float32)),
+        ),
+    ),
+    "indices": Kind(
+        typed("rows", np.int32),
+        (
+            *(NO_ARRAYS, one_of(None), index_misfit),
+            *(typed("rows", dtype) for dtype in (bool, np.float32, np.complex64)),
+        ),
+    ),
+    "class_weight": Kind(
+        sized(lambda frame: (frame.classes,)),
+        (
+            *(NO_ARRAYS, sized(lambda frame: (frame.classes + 1,))),
+            *(sized(lambda frame: (1, frame.classes)), one_of(1.0, floats(1))),
+            *(lambda rng, frame: np.ones(frame.classes, bool), complex_like("classes")),
+        ),
+    ),
+    "weight of each": Kind(
+        typed("shape", np.float32), (NO_ARRAYS, *REAL, misfit("shape"))
+    ),
+    "sample_weight": Kind(
+        typed("rows", np.float32),
+        (NO_ARRAYS, misfit("rows"), typed("rows", bool), complex_like("rows")),
+    ),
+    "ignore_index": choice_kind(
+        one_of(-100, 0, None, 2**70, np.int8(3)),
+        *(-1.0, "0", True, [0], (), {0}, {}, object(), np.array([0, 1]), np.float32(0)),
+    ),
+    "label_smoothing": number_kind(0.1, -0.1, 1.1, 2, -1, np.nan, np.inf, 2**70),
+    "softcap": Kind(
+        one_of(30.0, 1, np.float32(2)),
+        (
+            NO_ARRAYS,
+            one_of(0, 0.0, -1, -0.5, np.nan, -np.inf, True, False, 1j, "30"),
+            one_of(floats(1), [30.0], np.array(True), np.complex64(1)),
+        ),
+    ),
+    "number": number_kind(0.5),
+    "hidden": Kind(
+        lambda rng, frame: floats(*frame.rows, FEATURES),
+        (
+            *(NO_ARRAYS, one_of(None), one_of(1.0), of_other_features),
+            lambda rng, frame: floats(2, *frame.rows, FEATURES),
+            lambda rng, frame: np.ones((*frame.rows, FEATURES), np.complex64),
+            lambda rng, frame: np.ones((*frame.rows, FEATURES), bool),
+        ),
+    ),
+    "vocab_weight": Kind(
+        lambda rng, frame: floats(frame.classes, FEATURES),
+        (
+            *(NO_ARRAYS, one_of(None), one_of(1.0)),
+            sized(lambda frame: (FEATURES,)),
+            sized(lambda frame: (frame.classes, FEATURES, 1)),
+            sized(lambda frame: (frame.classes, FEATURES + 1)),
+            sized(lambda frame: (FEATURES, frame.classes)),
+            sized(lambda frame: (0, FEATURES)),
+            lambda rng, frame: np.ones((frame.classes, FEATURES), np.complex64),
+            lambda rng, frame: np.ones((frame.classes, FEATURES), bool),
+        ),
+    ),
+    "vocab_bias": Kind(
+        sized(lambda frame: (frame.classes,)),
+        (
+            *(NO_ARRAYS, sized(lambda frame: (frame.classes + 1,))),
+            *(sized(lambda frame: (frame.classes, 1)), one_of(0.0, floats(1))),
+        ),
+    ),
+    "vocab_axis": choice_kind(
+        one_of(0),
+        *(1, 2, -1, 0.0, "0", None, True, False, [0], (0,), {0}, {}),
+        floats(2),
+    ),
+    "chunk_bytes": choice_kind(
+        one_of(None, 64, 2**20), *(0, -1, 0.5, 64.0, "64", True, [64], {}), floats(2)
+    ),
+    "positions": Kind(
+        sized(lambda frame: (frame.classes,)),
+        (
+            *(NO_ARRAYS, *REAL, misfit("shape")),
+            sized(lambda frame: (frame.classes + 1,)),
+            sized(lambda frame: (1,)),
+        ),
+    ),
+    "bound": BOUND,
+    # The valid upper bound is 1.
+    "lower": dataclasses.replace(BOUND, breaks=(*BOUND.breaks, one_of(3, 2.5))),
+    "upper": Kind(one_of(2.0), BOUND.breaks),
+    "negatives": Kind(
+        lambda rng, frame: floats(*frame.rows, 3),
+        (
+            *(NO_ARRAYS, one_of(None), one_of(1.0)),
+            lambda rng, frame: floats(2, *frame.rows, 3),
+            lambda rng, frame: np.ones((*frame.rows, 3), bool),
+            lambda rng, frame: np.ones((*frame.rows, 3), np.complex64),
+        ),
+    ),
+    "where_negative": Kind(
+        lambda rng, frame: np.ones((*frame.rows, 3), bool),
+        (
+            *(NO_ARRAYS, lambda rng, frame: floats(*frame.rows, 3)),
+            lambda rng, frame: np.ones((*frame.rows, 4), bool),
+        ),
+    ),
+}
+
+_ROW = {"axis": "axis", "where": "where", "temperature": "temperature"}
+_MESH = {"axis_name": "axis_name"}
+_REDUCED = {"keepdims": "flag"}
+_LOSS = {"sample_weight": "sample_weight", "reduction": "reduction"}
+_OPTIONS = {
+    "where": "where",
+    "class_weight": "class_weight",
+    "ignore_index": "ignore_index",
+    "label_smoothing": "label_smoothing",
+    "temperature": "temperature",
+    "softcap": "softcap",
+    "z_loss": "number",
+    **_LOSS,
+    **_MESH,
+}
+_HEAD = {
+    "hidden": "hidden",
+    "vocab_weight": "vocab_weight",
+    "labels": "indices",
+    "vocab_bias": "vocab_bias",
+    "vocab_axis": "vocab_axis",
+    "temperature": "temperature",
+    "softcap": "softcap",
+    "chunk_bytes": "chunk_bytes",
+    **_MESH,
+}
+_ELEMENTWISE = {"x": "real", "temperature": "temperature of each"}
+
+# The kind of every argument. The first ones have no default.
+FUNCTIONS: dict[str, dict[str, str]] = {
+    "logsumexp": {
+        "a": "anything",
+        "b": "factor",
+        "return_sign": "flag",
+        **_ROW,
+        **_REDUCED,
+        **_MESH,
+    },
+    "logmeanexp": {"x": "anything", **_ROW, **_REDUCED, **_MESH},
+    "softmax": {"x": "numbers", **_ROW, **_MESH},
+    "log_softmax": {"x": "numbers", **_ROW, **_MESH},
+    "entropy": {"logits": "real", **_ROW, **_MESH},
+    "cross_entropy": {
+        "logits": "real",
+        "labels": "labels",
+        "axis": "axis",
+        **_OPTIONS,
+    },
+    "kl_divergence": {
+        "target_logits": "partner",
+        "logits": "partner",
+        **_ROW,
+        **_LOSS,
+        **_MESH,
+    },
+    "binary_cross_entropy": {
+        "logits": "partner",
+        "labels": "yes",
+        "pos_weight": "weight of each",
+        "sample_weight": "weight of each",
+        "reduction": "reduction",
+        "label_smoothing": "label_smoothing",
+    },
+    "multilabel_cross_entropy": {
+        "logits": "partner",
+        "labels": "yes",
+        "axis": "axis",
+        "where": "where",
+        "reduction": "reduction",
+    },
+    "circle_loss": {
+        "positives": "real",
+        "negatives": "negatives",
+        "margin": "number",
+        "scale": "number",
+        "where_positive": "where",
+        "detach_weights": "flag",
+        "where_negative": "where_negative",
+        "reduction": "reduction",
+    },
+    "linear_cross_entropy": {**_HEAD, **_OPTIONS},
+    "linear_log_probs": _HEAD,
+    "smooth_max": {"x": "real", **_ROW, **_REDUCED},
+    "smooth_min": {"x": "real", **_ROW, **_REDUCED},
+    "boltzmann_max": {"x": "real", **_ROW, **_REDUCED},
+    "softargmax": {"x": "real", "positions": "positions", **_ROW, **_REDUCED},
+    "softplus": _ELEMENTWISE,
+    "smooth_abs": _ELEMENTWISE,
+    "smooth_sign": _ELEMENTWISE,
+    "smooth_step": _ELEMENTWISE,
+    "smooth_maximum": {**_ELEMENTWISE, "x": "broadcast partner", "y": "real"},
+    "smooth_minimum": {**_ELEMENTWISE, "x": "real", "y": "broadcast partner"},
+    "smooth_clip": {**_ELEMENTWISE, "lower": "lower", "upper": "upper"},
+}
+# These take functions, and have their cases in the tests that bear their names.
+OF_FUNCTIONS = {"shard_vocab", "straight_through", "with_jvp"}
+LAST_AXIS = {"circle_loss", "linear_cross_entropy", "linear_log_probs"}
+
+
+def is_required(name: str, argument: str) -> bool:
+    parameter = inspect.signature(getattr(jaxsoft, name)).parameters[argument]
+    return parameter.default is inspect.Parameter.empty
+
+
+def valid_call(rng: np.random.Generator, name: str) -> tuple[Frame, dict[str, Any]]:
+    """The required arguments, the class axis, and some of the options."""
+    shape = (5, 7, 13)[: rng.integers(1, 4)]
+    axis = -1 if name in LAST_AXIS else int(rng.integers(-len(shape), len(shape)))
+    frame = Frame(shape, axis % len(shape))
+    return frame, {
+        argument: KINDS[kind].valid(rng, frame)
+        for argument, kind in FUNCTIONS[name].items()
+        if is_required(name, argument) or kind == "axis" or rng.random() < 0.3
+    }
+
+
+def is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray | jax.Array) and (
+        jnp.issubdtype(value.dtype, np.number) or value.dtype == bool
+    )
+
+
+def traced(function: Callable[..., Any], call: dict[str, Any], *, but: str = "") -> Any:
+    """The shapes of the result, for tracers in place of all arrays but one."""
+    arrays = {n: v for n, v in call.items() if is_numeric(v) and n != but}
+    static = {n: v for n, v in call.items() if n not in arrays}
+    return jax.eval_shape(lambda arrays: function(**arrays, **static), arrays)
+
+
+def complaint(thunk: Callable[[], Any], names: tuple[str, ...]) -> str | None:
+    """What is wrong with the error of a call; None if nothing is."""
+    try:
+        result = thunk()
+    except (TypeError, ValueError) as error:
+        kind, text = type(error), str(error)
+        if kind not in (TypeError, ValueError):
+            return f"raises {kind.__name__}: {text[:80]}"
+        if not text.startswith(tuple(f"{name}: " for name in names)):
+            return f"does not name the function: {text[:80]}"
+        return None if "; got " in text else f"does not say what it got: {text}"
+    except Exception as error:
+        return f"raises {type(error).__name__}: {error!s:.80}"
+    return f"returns {jax.tree.map(jnp.shape, result)}"
+
+
+def broken_calls(name: str):
+    """(the call, the argument that is broken)"""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    kinds = FUNCTIONS[name]
+    for _ in range(CALLS_PER_FUNCTION):
+        frame, call = valid_call(rng, name)
+        argument = list(kinds)[rng.integers(len(kinds))]
+        breaks = KINDS[kinds[argument]].breaks
+        broken = breaks[rng.integers(len(breaks))](rng, frame)
+        yield {**call, argument: broken}, argument
+
+
+def shown(value: Any) -> str:
+    return f"{value.dtype}{value.shape}" if is_numeric(value) else repr(value)
+
+
+def test_every_argument_of_every_function_is_broken():
+    assert set(FUNCTIONS) | OF_FUNCTIONS | {"LogProbs"} == set(jaxsoft.__all__)
+    for name, kinds in FUNCTIONS.items():
+        assert set(kinds) == set(inspect.signature(getattr(jaxsoft, name)).parameters)
+    assert CALLS_PER_FUNCTION * len(FUNCTIONS) > 1800
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_unbroken_calls_are_valid(name):
+    """Otherwise a broken one might be wrong in more than what is broken."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    for _ in range(3):
+        traced(getattr(jaxsoft, name), valid_call(rng, name)[1])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_broken_calls(name):
+    function = getattr(jaxsoft, name)
+    complaints = []
+    for call, broken in broken_calls(name):
+        for how, thunk in {
+            "": functools.partial(function, **call),
+            "traced, ": functools.partial(traced, function, call),
+        }.items():
+            text = complaint(thunk, (name,))
+            if text:
+                complaints.append(f"{how}{broken} = {shown(call[broken])}: {text}")
+    assert not complaints, "\n".join(complaints)
+
+
+STATIC = {
+    *("axis", "axis_name", "reduction", "flag"),
+    *("ignore_index", "vocab_axis", "chunk_bytes"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_tracer_in_place_of_what_is_static(name):
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    complaints = []
+    for argument, kind in FUNCTIONS[name].items():
+        if kind not in STATIC:
+            continue
+        _, call = valid_call(rng, name)
+
+        def with_tracer(value, call=call, argument=argument):
+            return getattr(jaxsoft, name)(**{**call, argument: value})
+
+        text = complaint(lambda f=with_tracer: jax.eval_shape(f, jnp.int32(0)), (name,))
+        if text:
+            complaints.append(f"{argument}: {text}")
+    assert not complaints, "\n".join(complaints)
+
+
+SHARDED = [name for name, kinds in FUNCTIONS.items() if "axis_name" in kinds]
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_broken_calls_under_shard_vocab(name):
+    mesh = jax.make_mesh((1,), ("vocab",))
+    function = jaxsoft.shard_vocab(getattr(jaxsoft, name), mesh, "vocab")
+    complaints = []
+    for call, broken in itertools.islice(broken_calls(name), 40):
+        text = complaint(functools.partial(function, **call), (name, "shard_vocab"))
+        if text:
+            complaints.append(f"{broken} = {shown(call[broken])}: {text}")
+    assert not complaints, "\n".join(complaints)
+
+
+def of_functions():
+    """(function, arguments) with one argument that is wrong."""
+    mesh = jax.make_mesh((1, 1), ("vocab", "data"))
+    softmax, hard = jaxsoft.softmax, jnp.sign
+    x = floats(5, 7)
+    for no_function in (None, "softmax", 3, x, [softmax], {}):
+        yield jaxsoft.with_jvp, (no_function,)
+        yield jaxsoft.straight_through, (no_function, hard)
+        yield jaxsoft.straight_through, (hard, no_function)
+        yield jaxsoft.shard_vocab, (no_function, mesh, "vocab")
+    for plain in (jnp.sin, len, softmax, functools.partial(softmax, axis=0)):
+        yield jaxsoft.with_jvp, (plain,)
+    for soft in (
+        jnp.sum,
+        lambda x: (x, x),
+        lambda x: {"a": x},
+        lambda x: x[0],
+        lambda x: x[None],
+        lambda x: x.astype(jnp.float16),
+        lambda x: x > 0,
+        lambda x: None,
+    ):
+        yield (lambda soft=soft: jaxsoft.straight_through(hard, soft)(x)), ()
+        yield (lambda soft=soft: jaxsoft.straight_through(soft, hard)(x)), ()
+    for f in (jnp.sum, jaxsoft.softplus, functools.partial(jnp.sum), softmax(x)):
+        yield jaxsoft.shard_vocab, (f, mesh, "vocab")
+    for no_mesh in (None, "vocab", 8, jax.devices(), {}, x, mesh.devices):
+        yield jaxsoft.shard_vocab, (softmax, no_mesh, "vocab")
+    for axis in (None, "classes", 0, (), ("vocab", "vocab"), [], {}, {"vocab"}, x):
+        yield jaxsoft.shard_vocab, (softmax, mesh, axis)
+    for tokens in (
+        *("vocab", "tokens", 0, {}, {"data"}, x, ("data", "data"), ("data", "vocab")),
+        *(PartitionSpec("tokens"), PartitionSpec("data", "data")),
+    ):
+        sharded = functools.partial(jaxsoft.shard_vocab, tokens=tokens)
+        yield sharded, (softmax, mesh, "vocab")
+    two_batch_axes = PartitionSpec("data", None, None)
+    yield (
+        (lambda: jaxsoft.shard_vocab(softmax, mesh, "vocab", tokens=two_batch_axes)(x)),
+        (),
+    )
+    yield (lambda: jaxsoft.shard_vocab(softmax, mesh, "vocab")(x, axis=())), ()
+    yield (lambda: jaxsoft.shard_vocab(softmax, mesh, "vocab")(x, axis_name="data")), ()
+
+
+def test_arguments_that_are_functions():
+    complaints = []
+    for number, (function, arguments) in enumerate(of_functions()):
+        text = complaint(functools.partial(function, *arguments), tuple(OF_FUNCTIONS))
+        if text:
+            complaints.append(f"{number}, {arguments}: {text}")
+    assert not complaints, "\n".join(complaints)
