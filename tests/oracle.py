@@ -161,8 +161,7 @@ def cross_entropy(
     x, labels = exact(logits), exact(labels)
     rows, classes = x.shape
     if softcap is not None:
-        cap = exact(softcap).item()
-        x = _elementwise(lambda v: cap * MP.tanh(v / cap), x)
+        x = _capped(x, softcap)
     included = np.broadcast_to(True if where is None else where, x.shape)
     w = np.broadcast_to(exact(1 if class_weight is None else class_weight), x.shape)
     v = np.broadcast_to(exact(1 if sample_weight is None else sample_weight), (rows,))
@@ -188,6 +187,11 @@ def cross_entropy(
         row_loss = row_loss + z * np.array(lse) ** 2
     row_loss = np.where(counted, v * row_loss, MP.zero)
     return _reduced(row_loss, weight_in_mean[counted], reduction)
+
+
+def _capped(x: Numbers, softcap: Any) -> Numbers:
+    cap = exact(softcap).item()
+    return _elementwise(lambda v: cap * MP.tanh(v / cap), x)
 
 
 def _reduced(loss: Numbers, weight: Numbers, reduction: str) -> Numbers:
@@ -288,6 +292,112 @@ def circle_weights(
     positive = _elementwise(lambda v: max(v, MP.zero), 1 + m - exact(positives))
     negative = _elementwise(lambda v: max(v, MP.zero), exact(negatives) + m)
     return positive, negative
+
+
+def boltzmann_max(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """sum_i p_i x_i."""
+    p = softmax(x, axis, where, temperature=temperature)
+    return _sum_of_products(p, exact(x))
+
+
+def softargmax(
+    x: Any,
+    axis: int = -1,
+    where: Any = None,
+    *,
+    temperature: Any = 1,
+    positions: Any = None,
+) -> Numbers:
+    """sum_i p_i i, or sum_i p_i positions_i."""
+    p = softmax(x, axis, where, temperature=temperature)
+    if positions is None:
+        positions = np.arange(np.shape(x)[-1])
+    return _sum_of_products(p, np.broadcast_to(exact(positions), p.shape))
+
+
+def smooth_max(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """t log sum_i exp(x_i / t)."""
+    return logsumexp(x, axis, where=where, temperature=temperature)
+
+
+def smooth_min(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """-t log sum_i exp(-x_i / t)."""
+    return logsumexp(x, axis, where=where, temperature=-exact(temperature))
+
+
+def softplus(x: Any, *, temperature: Any = 1) -> Numbers:
+    """t log(1 + exp(x / t))."""
+    t = exact(temperature)
+    return t * _softplus(exact(x) / t)
+
+
+def smooth_abs(x: Any, *, temperature: Any = 1) -> Numbers:
+    """t log(exp(x / t) + exp(-x / t))."""
+    return smooth_maximum(x, -exact(x), temperature=temperature)
+
+
+def smooth_sign(x: Any, *, temperature: Any = 1) -> Numbers:
+    """tanh(x / t)."""
+    return _elementwise(MP.tanh, exact(x) / exact(temperature))
+
+
+def smooth_step(x: Any, *, temperature: Any = 1) -> Numbers:
+    """1 / (1 + exp(-x / t))."""
+    return 1 / (1 + _exp(-exact(x) / exact(temperature)))
+
+
+def smooth_maximum(x: Any, y: Any, *, temperature: Any = 1) -> Numbers:
+    """t log(exp(x / t) + exp(y / t))."""
+    t = exact(temperature)
+    return t * _log(_exp(exact(x) / t) + _exp(exact(y) / t))
+
+
+def smooth_minimum(x: Any, y: Any, *, temperature: Any = 1) -> Numbers:
+    """-t log(exp(-x / t) + exp(-y / t))."""
+    return -smooth_maximum(-exact(x), -exact(y), temperature=temperature)
+
+
+def smooth_clip(x: Any, lower: Any, upper: Any, *, temperature: Any = 1) -> Numbers:
+    """lower + softplus(x - lower) - softplus(x - upper), at |t|."""
+    x, lower, upper = exact(x), exact(lower), exact(upper)
+    t = np.abs(exact(temperature))
+    rise, fall = (softplus(x - v, temperature=t) for v in (lower, upper))
+    return lower + rise - fall
+
+
+def _linear_logits(hidden: Any, vocab_weight: Any, vocab_bias: Any) -> Numbers:
+    return exact(hidden) @ exact(vocab_weight).T + exact(vocab_bias)
+
+
+def linear_cross_entropy(
+    hidden: Any, vocab_weight: Any, labels: Any, *, vocab_bias: Any = 0, **options: Any
+) -> Numbers:
+    """cross_entropy of hidden vocab_weight^T + vocab_bias."""
+    logits = _linear_logits(hidden, vocab_weight, vocab_bias)
+    return cross_entropy(logits, labels, **options)
+
+
+def linear_log_probs(
+    hidden: Any,
+    vocab_weight: Any,
+    labels: Any,
+    *,
+    vocab_bias: Any = 0,
+    temperature: Any = 1,
+    softcap: Any = None,
+) -> Numbers:
+    """log p of the label, log sum exp and entropy of the logits; one column each."""
+    x = _linear_logits(hidden, vocab_weight, vocab_bias)
+    x = x if softcap is None else _capped(x, softcap)
+    u = x / np.broadcast_to(exact(temperature), (len(x), 1))
+    of_label = log_softmax(u)[np.arange(len(u)), labels]
+    return np.stack([of_label, logsumexp(u), entropy(u)], axis=-1)
 
 
 # Derivatives.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
+from laws import quickly
 
 import jaxsoft
 from jaxsoft import _linear
@@ -153,12 +154,6 @@ def logits_of(floats: dict[str, Any], vocab_axis: int) -> tuple[Any, dict[str, A
 
 def as_dtype(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda v: jnp.asarray(v, dtype), tree)
-
-
-# What is compiled for a few numbers need not be fast.
-quickly = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 def value_and_pullback(f: Callable[..., Any], constant: Sequence[str] = ()) -> Any:
