@@ -15,7 +15,15 @@ import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._axes import Axes, varying_like
-from jaxsoft._linear_terms import Head, Tokens, column, head_logits, product, rows_at
+from jaxsoft._linear_terms import (
+    Head,
+    Tokens,
+    column,
+    head_logits,
+    narrowed,
+    product,
+    rows_at,
+)
 from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._per_row import RowLabels, combined_terms
 from jaxsoft._row_terms import row_terms
@@ -78,8 +86,7 @@ def _fwd(hidden, head, summands, chunks):
             _smooth(summands),
         )
         dx, dshared, dsmooth = pullback(jnp.ones_like(loss))
-        # In the inputs' dtype into the matrix units, summed in float32.
-        factors = dx.astype(jnp.promote_types(hidden.dtype, head.weight.dtype))
+        factors = narrowed(dx, jnp.promote_types(hidden.dtype, head.weight.dtype))
         dhidden = product(factors, head.weight, (1, chunks.vocab_axis), dx.dtype)
         dweight = dbias = None
         if wants_weight:

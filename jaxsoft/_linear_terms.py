@@ -45,6 +45,7 @@ from jaxsoft._row_terms import (
     spread_cotangent,
     times_nll,
 )
+from jaxsoft._saturation import saturated
 
 
 class Head(NamedTuple):
@@ -185,7 +186,9 @@ def _bwd(stream, residuals, cotangents):
         d_label = shifted(label_logit, m, temperature)
         dt = g * jnp.where(jnp.isinf(d_label), 0, d_label + u)
         if h is not None:
-            lse_of_max = m * inverse_temperature(temperature)
+            lse_of_max = jnp.where(jnp.isinf(m), 0, m) * inverse_temperature(
+                temperature
+            )
             dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
         if k is not None:
             dt = dt + k * (jnp.where(jnp.isinf(w_d), 0, w_d) + w * u)
@@ -490,8 +493,7 @@ def _backward_of_block(rows, chunk, softcap, stream):
     dz = dz / (1 + s) * inverse_temperature(temperature)
     dx, dsoftcap = to_logits(dz)
 
-    # In the inputs' dtype into the matrix units, summed in float32.
-    factors = dx.astype(jnp.promote_types(hidden.dtype, chunk.weight.dtype))
+    factors = narrowed(dx, jnp.promote_types(hidden.dtype, chunk.weight.dtype))
     classes_axis = stream.vocab_axis
     dhidden = product(factors, chunk.weight, (1, classes_axis), dx.dtype)
     if classes_axis == 0:
@@ -500,6 +502,15 @@ def _backward_of_block(rows, chunk, softcap, stream):
         dweight = product(hidden, factors, (0, 0), dx.dtype)
     dbias = None if chunk.bias is None else jnp.sum(dx, 0)
     return Head(dweight, dbias, dspread_weight, dsoftcap), (dhidden, variance)
+
+
+def narrowed(dx, dtype):
+    """The gradient of the logits in the inputs' dtype, for matrix units that sum in
+    float32. At a temperature of 1e-6 float16 does not hold it, and an infinity times a
+    weight 0 would be NaN; bfloat16 has the range of float32."""
+    if dtype == jnp.float16:
+        dx = saturated(dx, dtype)
+    return dx.astype(dtype)
 
 
 def product(a, b, contracted, dtype):
