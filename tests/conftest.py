@@ -36,3 +36,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(nodeid)
         for name, value in properties:
             terminalreporter.write_line(f"    {name}: {value}")
+    totals: dict[str, int] = {}
+    for _, properties in measured:
+        for name, value in properties:
+            if name.endswith(" without NaN"):
+                totals[name] = totals.get(name, 0) + value
+    for name, total in totals.items():
+        terminalreporter.write_line(f"in all {total} {name}")

@@ -69,7 +69,7 @@ def _included_rows(
         yield row, included, x[row, included] / t, t
 
 
-def _exp(v: Numbers) -> Numbers:
+def exp(v: Numbers) -> Numbers:
     return _elementwise(MP.exp, v)
 
 
@@ -90,7 +90,7 @@ def logsumexp(
     b = np.broadcast_to(exact(1 if b is None else b), np.shape(a))
     rows = np.empty(len(a), object)
     for row, included, u, t in _included_rows(a, where, temperature):
-        rows[row] = t * MP.log(np.sum(b[row, included] * _exp(u)))
+        rows[row] = t * MP.log(np.sum(b[row, included] * exp(u)))
     return rows
 
 
@@ -101,7 +101,7 @@ def logmeanexp(
     assert axis == -1
     rows = np.empty(len(x), object)
     for row, included, u, t in _included_rows(x, where, temperature):
-        rows[row] = t * MP.log(np.sum(_exp(u)) / len(included))
+        rows[row] = t * MP.log(np.sum(exp(u)) / len(included))
     return rows
 
 
@@ -112,7 +112,7 @@ def softmax(
     assert axis == -1
     p = np.full(np.shape(x), MP.zero, object)
     for row, included, u, _ in _included_rows(x, where, temperature):
-        e = _exp(u)
+        e = exp(u)
         p[row, included] = e / np.sum(e)
     return p
 
@@ -124,7 +124,7 @@ def log_softmax(
     assert axis == -1
     log_p = np.full(np.shape(x), -MP.inf, object)
     for row, included, u, _ in _included_rows(x, where, temperature):
-        log_p[row, included] = u - MP.log(np.sum(_exp(u)))
+        log_p[row, included] = u - MP.log(np.sum(exp(u)))
     return log_p
 
 
@@ -181,7 +181,7 @@ def cross_entropy(
     row_loss = (1 - eps) * _sum_of_products(q * w, nll) + smooth
     if z:
         lse = [
-            MP.log(np.sum(_exp(u)))
+            MP.log(np.sum(exp(u)))
             for _, _, u, _ in _included_rows(x, where, temperature)
         ]
         row_loss = row_loss + z * np.array(lse) ** 2
@@ -221,7 +221,7 @@ def kl_divergence(
 
 
 def _softplus(v: Numbers) -> Numbers:
-    return _log(1 + _exp(v))
+    return _log(1 + exp(v))
 
 
 def binary_cross_entropy(
@@ -247,8 +247,8 @@ def multilabel_cross_entropy(
     """log(1 + sum_no exp(s)) + log(1 + sum_yes exp(-s))."""
     s, yes = exact(logits), exact(labels) > 0.5
     counts = np.broadcast_to(True if where is None else where, s.shape)
-    no_sum = np.sum(np.where(counts & ~yes, _exp(s), MP.zero), axis=-1)
-    yes_sum = np.sum(np.where(counts & yes, _exp(-s), MP.zero), axis=-1)
+    no_sum = np.sum(np.where(counts & ~yes, exp(s), MP.zero), axis=-1)
+    yes_sum = np.sum(np.where(counts & yes, exp(-s), MP.zero), axis=-1)
     loss = _log(1 + no_sum) + _log(1 + yes_sum)
     return _reduced(loss, np.ones(len(loss)), reduction)
 
@@ -274,7 +274,7 @@ def circle_loss(
     m, gamma = exact(margin).item(), exact(scale).item()
     a_p, a_n = weights or circle_weights(s_p, s_n, m)
     sums = [
-        np.sum(np.where(True if mask is None else mask, _exp(u), MP.zero), axis=-1)
+        np.sum(np.where(True if mask is None else mask, exp(u), MP.zero), axis=-1)
         for u, mask in (
             (gamma * a_n * (s_n - m), where_negative),
             (-gamma * a_p * (s_p - 1 + m), where_positive),
@@ -349,13 +349,13 @@ def smooth_sign(x: Any, *, temperature: Any = 1) -> Numbers:
 
 def smooth_step(x: Any, *, temperature: Any = 1) -> Numbers:
     """1 / (1 + exp(-x / t))."""
-    return 1 / (1 + _exp(-exact(x) / exact(temperature)))
+    return 1 / (1 + exp(-exact(x) / exact(temperature)))
 
 
 def smooth_maximum(x: Any, y: Any, *, temperature: Any = 1) -> Numbers:
     """t log(exp(x / t) + exp(y / t))."""
     t = exact(temperature)
-    return t * _log(_exp(exact(x) / t) + _exp(exact(y) / t))
+    return t * _log(exp(exact(x) / t) + exp(exact(y) / t))
 
 
 def smooth_minimum(x: Any, y: Any, *, temperature: Any = 1) -> Numbers:

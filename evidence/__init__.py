@@ -1,0 +1,1 @@
+"""What the promises rest on: `python -m evidence`."""
