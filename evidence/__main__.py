@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from evidence import page, precision, stability
 
@@ -42,7 +41,8 @@ def environment(arguments: list[str]) -> dict[str, Any]:
 
 def measured(only: str, dtypes: list[str]) -> dict[str, Any]:
     results: dict[str, Any] = {"rows": 0, "precision": [], "stability": []}
-    for dtype in tqdm(dtypes, unit="dtype"):
+    for dtype in dtypes:
+        print(f"{dtype}: a minute or two", file=sys.stderr)
         with jax.enable_x64(dtype == "float64"):
             rows = list(precision.rows_of(dtype))
             results["rows"] = sum(len(of_size.x) for of_size in rows)

@@ -6,9 +6,13 @@ LIBRARIES = ("jaxsoft", "jax.nn", "optax")
 
 HEAD = """# Evidence
 
-Computed by `{command}` with JAX {jax}, optax {optax} and mpmath {mpmath} in Python
-{python} on {device} ({machine}), from commit {commit}. The numbers are stored in
-`evidence/results/`, the points are those of `evidence/points.py`, for the tests too.
+Command: `{command}`
+
+Machine: {device}, {machine}. Versions: Python {python}, JAX {jax}, optax {optax},
+mpmath {mpmath}. Commit: {commit}.
+
+The numbers are stored in `evidence/results/`; the points at which they were measured
+are those of the tests, `evidence/points.py`.
 
 """
 

@@ -1,7 +1,9 @@
 """Strict JAX, seeded numbers, and the measured figures at the end of a run."""
 
+import os
 from collections.abc import Iterator
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,12 @@ import pytest
 # A library must work for users who have forbidden silent promotion and broadcasting.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples in every run, and none with a time limit: some compile a program.
+COMMON = {"deadline": None, "database": None, "print_blob": True}
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=60, **COMMON)
+hypothesis.settings.register_profile("thorough", max_examples=3000, **COMMON)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture
