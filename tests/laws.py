@@ -293,6 +293,7 @@ LAWS = [
         ["logits"],
         {**_MASKED, "positions": "weight per logit"},
         float32_result=True,
+        same_bits=False,
     ),
     *(
         Law(name, name, arguments, _TEMPERATURE, elementwise=True)

@@ -6,9 +6,9 @@ import re
 
 import jax
 import pytest
-from evidence import page
 
 import jaxsoft
+from evidence import page
 
 ROOT = pathlib.Path(jaxsoft.__file__).parent.parent
 README = ROOT / "README.md"

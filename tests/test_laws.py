@@ -148,6 +148,8 @@ def test_extreme_logits(law: Law):
     arguments[0] = np.array(rows)
     if "temperature" in law.kinds:  # below 0, what counts is a minimum
         arguments[0] = arguments[0] * np.sign(arguments[law.kinds.index("temperature")])
+    if law.function == "smooth_min":
+        arguments[0] = -arguments[0]
     if "signed weights" in law.kinds:
         weights = law.kinds.index("signed weights")
         arguments[weights] = np.abs(arguments[weights])  # else some sums are negative

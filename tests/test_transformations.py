@@ -92,6 +92,7 @@ def every_derivative(law: Law, f, arguments, tangents, cotangent):
         "vjp": jax.vjp(f, *moving)[1](cotangent),
         "hessian": jax.hessian(total)(*moving),
         "reverse over forward": jax.grad(total_along, positions)(*moving),
+        "forward over forward": jax.jvp(total_along, moving, tangents)[1],
     }
 
 
@@ -117,6 +118,12 @@ def expected_derivatives(law: Law, arguments, tangents, cotangent):
         "hessian": [oracle.hessian(law.meaning, arguments, cotangent)],
         "reverse over reverse": curvature,
         "reverse over forward": curvature,
+        "forward over forward": [
+            sum(
+                np.sum(c * oracle.exact(tangents[i]))
+                for i, c in zip(law.floats, curvature)
+            )
+        ],
     }
 
 
