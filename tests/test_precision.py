@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from laws import LAWS, Law, cotangent_for, of_floats
+from laws import LAWS, Law, cotangent_for, of_floats, quickly
 
 import jaxsoft
 from evidence.points import SIZES, adversarial_rows, best_and_other
@@ -183,7 +183,7 @@ def test_half_precision_is_float32_rounded_once(law: Law):
     arguments = law.draw(7, 4, 5)
     drawn_cotangent = jnp.asarray(cotangent_for(law, arguments, 7))
 
-    @jax.jit
+    @quickly
     def both(given, cotangent):
         f, moving = of_floats(law, given)
         value, pull = jax.vjp(f, *moving)
