@@ -19,14 +19,15 @@ are those of the tests, `evidence/points.py`.
 PRECISION = """## Digits
 
 Errors against the formulas in 80-digit arithmetic (`tests/oracle.py`; 340 digits for
-float64), on rows of 2, 3, 17 and 300 classes, of offsets from -1000 to 10000, of scales from 0.1 to 100, and with
-one class above all others by 5 to 80: {rows} rows in all. A cell is the worst and the
-median error in units in the last place of the logits' dtype, whatever the dtype of the
-result, and the share of numbers that are wrong by more than 1e-5 of themselves and by
-more than one unit. Not counted is what the dtype holds with few digits: numbers below
-1e-36, in float16 below 6e-5, in float64 below 1e-300. A cell is empty where a library
-has no such function. The gradients of entropy and KL divergence are differences that
-cancel: `tests/test_precision.py` measures the former in roundings of its terms.
+float64), on rows of 2, 3, 17 and 300 classes, of offsets from -1000 to 10000, of scales
+from 0.1 to 100, and with one class above all others by 5 to 80: {rows} rows in all. A
+cell is the worst and the median error in units in the last place of the logits' dtype,
+whatever the dtype of the result, and the share of numbers that are wrong by more than
+1e-5 of themselves and by more than one unit. Not counted is what the dtype holds with
+few digits: numbers below 1e-36, in float16 below 6e-5, in float64 below 1e-300. A cell
+is empty where a library has no such function. The gradients of entropy and KL
+divergence are differences that cancel: `tests/test_precision.py` measures the former in
+roundings of its terms.
 
 """
 
