@@ -543,6 +543,22 @@ def test_bfloat16_gradients_are_accumulated_in_float32(vocab_axis, reduction):
         assert np.max(counted[1:]) < eps
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_float16_gradient_out_of_range_meets_no_weight_0(reduction):
+    """At a tie it is 1/(2 temperature) = 5e5, and infinity times 0 would be NaN."""
+    hidden, weight = jnp.zeros((2, 2), jnp.float16), jnp.eye(2, dtype=jnp.float16)
+
+    def loss(hidden, weight):
+        options = {"temperature": 1e-6, "reduction": reduction}
+        return jnp.sum(
+            jaxsoft.linear_cross_entropy(hidden, weight, jnp.array([0, 1]), **options)
+        )
+
+    slopes = jax.grad(loss, (0, 1))(hidden, weight)
+    assert not any(np.any(np.isnan(slope)) for slope in slopes)
+    np.testing.assert_array_equal(np.sign(slopes[0]), [[-1, 1], [1, -1]])
+
+
 @pytest.mark.usefixtures("x64")
 def test_bfloat16_logsumexp_is_that_of_a_float32_head():
     """On the same bfloat16 inputs: kept in bfloat16, it would be off by 0.05."""
