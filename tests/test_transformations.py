@@ -195,6 +195,9 @@ def test_derivatives_of_the_other_laws_under_jit_and_vmap(law: Law):
     check_derivatives(law, derivatives, under_vmap)
 
 
+ROW_SPEC = jax.sharding.PartitionSpec("i")
+
+
 def by_rows(law: Law) -> list[jax.sharding.PartitionSpec]:
     """The rows of every argument that has rows over the devices "i"."""
     shapes = ([np.shape(a) for a in law.draw(0, rows, CLASSES)] for rows in (2, 3))
@@ -202,9 +205,6 @@ def by_rows(law: Law) -> list[jax.sharding.PartitionSpec]:
         jax.sharding.PartitionSpec() if of_two == of_three else ROW_SPEC
         for of_two, of_three in zip(*shapes)
     ]
-
-
-ROW_SPEC = jax.sharding.PartitionSpec("i")
 
 
 @every_function
@@ -227,12 +227,12 @@ def test_checkify_and_shard_map_exported_and_back_with_a_donated_buffer(law: Law
         assert f"got label {np.max(bad[labels])}" in message
 
     specs = by_rows(law)
-    of_floats = tuple(specs[i] for i in law.floats)
+    float_specs = tuple(specs[i] for i in law.floats)
     sharded = jax.shard_map(
         both,
         mesh=jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,)),
         in_specs=(specs, ROW_SPEC),
-        out_specs=(ROW_SPEC, of_floats),
+        out_specs=(ROW_SPEC, float_specs),
     )
 
     def of_donated(first, rest, cotangent):
