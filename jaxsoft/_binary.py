@@ -339,9 +339,14 @@ def circle_loss(
 
 @functools.partial(jax.jit, static_argnames=("detach_weights", "reduction"))
 def _circle_jit(s_p, s_n, margin, scale, mask_p, mask_n, *, detach_weights, reduction):
-    # Masked similarities may be NaN, and would leak it through a zero cotangent.
-    s_p = s_p if mask_p is None else jnp.where(mask_p, s_p, 0)
-    s_n = s_n if mask_n is None else jnp.where(mask_n, s_n, 0)
+    # Similarities that do not count, masked or without a counterpart, may be NaN or
+    # infinite, and would leak that through a zero cotangent.
+    counts_p, counts_n = (
+        jnp.broadcast_to(True if mask is None else mask, s.shape)
+        for s, mask in ((s_p, mask_p), (s_n, mask_n))
+    )
+    s_p = jnp.where(counts_p & jnp.any(counts_n, -1, keepdims=True), s_p, 0)
+    s_n = jnp.where(counts_n & jnp.any(counts_p, -1, keepdims=True), s_n, 0)
     a_p, a_n = jax.nn.relu(1 + margin - s_p), jax.nn.relu(s_n + margin)
     if detach_weights:
         a_p, a_n = jax.lax.stop_gradient((a_p, a_n))

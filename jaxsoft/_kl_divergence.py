@@ -208,14 +208,16 @@ def _bwd(axes, residuals, g):
     v = jnp.where(infinite, 0, _deviation(p, delta, likely, mean))
     log_ratio = v - jnp.where(infinite, 0, kl)
     near = (jnp.abs(log_ratio) < 0.5) & (p > 0) & ~infinite
-    dw = g * jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
-    dz = -g * p * v
+    in_w = jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
+    in_z = -p * v
     dtemperature = None
     if temperature is not None:
         d, b = shifted(z, m, temperature), shifted(w, n, temperature)
-        both = dz * jnp.where(jnp.isinf(d), 0, d) + dw * jnp.where(jnp.isinf(b), 0, b)
-        dtemperature = -jnp.sign(temperature) * row_sum(both, axes)
-    return to_x(dz)[0], to_y(dw)[0], None, dtemperature
+        d, b = (jnp.where(jnp.isinf(u), 0, u) for u in (d, b))
+        # Times 1/temperature last, or infinities of both signs would meet.
+        both = row_sum(in_z * d + in_w * b, axes)
+        dtemperature = -jnp.sign(temperature) * g * both
+    return to_x(g * in_z)[0], to_y(g * in_w)[0], None, dtemperature
 
 
 _kl_divergence.defvjp(_fwd, _bwd)

@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxsoft._batching import largest_of_batch
 from jaxsoft._numerics import accumulation_dtype
+from jaxsoft._saturation import saturated
 
 
 class Head(NamedTuple):
@@ -49,6 +50,15 @@ class Chunk(NamedTuple):
     weight: Array
     bias: Array | None
     spread_weight: Array | None
+
+
+def narrowed(dx, dtype):
+    """The gradient of the logits in the inputs' dtype, for matrix units that sum in
+    float32. At a temperature of 1e-6 float16 does not hold it, and an infinity times a
+    weight 0 would be NaN; bfloat16 has the range of float32."""
+    if dtype == jnp.float16:
+        dx = saturated(dx, dtype)
+    return dx.astype(dtype)
 
 
 def product(a, b, contracted, dtype):

@@ -20,6 +20,7 @@ from jaxsoft._linear_chunks import (
     Tokens,
     column,
     head_logits,
+    narrowed,
     over_counted_tokens,
     product,
     rows_at,
@@ -86,8 +87,7 @@ def _fwd(hidden, head, summands, chunks):
             _smooth(summands),
         )
         dx, dshared, dsmooth = pullback(jnp.ones_like(loss))
-        # In the inputs' dtype into the matrix units, summed in float32.
-        factors = dx.astype(jnp.promote_types(hidden.dtype, head.weight.dtype))
+        factors = narrowed(dx, jnp.promote_types(hidden.dtype, head.weight.dtype))
         dhidden = product(factors, head.weight, (1, chunks.vocab_axis), dx.dtype)
         dweight = dbias = None
         if wants_weight:

@@ -40,6 +40,7 @@ from jaxsoft._linear_chunks import (
     included,
     is_label,
     logit_of_label,
+    narrowed,
     over_counted_tokens,
     product,
 )
@@ -166,7 +167,9 @@ def _bwd(stream, residuals, cotangents):
         d_label = shifted(label_logit, m, temperature)
         dt = g * jnp.where(jnp.isinf(d_label), 0, d_label + u)
         if h is not None:
-            lse_of_max = m * inverse_temperature(temperature)
+            lse_of_max = jnp.where(jnp.isinf(m), 0, m) * inverse_temperature(
+                temperature
+            )
             dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
         if k is not None:
             dt = dt + k * (jnp.where(jnp.isinf(w_d), 0, w_d) + w * u)
@@ -228,7 +231,7 @@ def _forward(hidden, head, tokens, stream, with_frozen):
     start = _no_sums(hidden, head, tokens, stream, with_frozen)
 
     def of_rows(rows):
-        return _forward_of_rows(*rows, head, stream), None
+        return _forward_of_rows(rows, head, stream), None
 
     rows = hidden, tokens, start
     if not stream.may_skip:
@@ -257,7 +260,8 @@ def _no_sums(hidden, head, tokens, stream, with_frozen):
     )
 
 
-def _forward_of_rows(hidden, tokens, start, head, stream):
+def _forward_of_rows(rows, head, stream):
+    hidden, tokens, start = rows
     temperature = tokens.temperature
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -369,7 +373,7 @@ def _backward(hidden, head, tokens, of_rows, stream):
     dtype = of_rows.s.dtype if stream.mesh_names else hidden.dtype
 
     def of_tokens(rows):
-        (dhidden, variance), dhead = _backward_of_rows(*rows, head, stream)
+        (dhidden, variance), dhead = _backward_of_rows(rows, head, stream)
         return (dhidden.astype(dtype), variance), dhead
 
     rows = hidden, tokens, of_rows
@@ -380,7 +384,8 @@ def _backward(hidden, head, tokens, of_rows, stream):
     return over_counted_tokens(of_tokens, tokens.labels.counted, rows, nothing)
 
 
-def _backward_of_rows(hidden, tokens, of_rows, head: Any, stream):
+def _backward_of_rows(rows, head: Any, stream):
+    hidden, tokens, of_rows = rows
     zero = varying(jnp.zeros_like(of_rows.s), stream.mesh_names)
 
     # Transposition for forward mode would otherwise store the factors of dz, N x V.
@@ -432,8 +437,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
     dz = dz * (inverse_temperature(temperature) / (1 + s))
     dx, dsoftcap = to_logits(dz)
 
-    # In the inputs' dtype into the matrix units, summed in float32.
-    factors = dx.astype(jnp.promote_types(hidden.dtype, chunk.weight.dtype))
+    factors = narrowed(dx, jnp.promote_types(hidden.dtype, chunk.weight.dtype))
     classes_axis = stream.vocab_axis
     dhidden = product(factors, chunk.weight, (1, classes_axis), dx.dtype)
     if classes_axis == 0:

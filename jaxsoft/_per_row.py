@@ -147,7 +147,7 @@ def combined_terms(
         share = eps / jnp.maximum(included_classes, 1).astype(eps.dtype)
         loss = times_loss(1 - eps, loss) + times_loss(share, terms.spread)
     if options.z_loss is not None and terms.logsumexp is not None:
-        infinite = jnp.isinf(terms.logsumexp)
+        infinite = jnp.isinf(terms.logsumexp**2)
         square = jnp.where(infinite, 0, terms.logsumexp) ** 2
         square = jnp.where(infinite, jnp.inf, square)
         loss = loss + times_loss(options.z_loss, square)

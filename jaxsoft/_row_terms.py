@@ -148,7 +148,9 @@ def _bwd(axes, with_lse, residuals, cotangents):
         u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
         dt = row_sum(q_g * jnp.where(jnp.isinf(d), 0, d + u), axes)
         if with_lse:
-            lse_of_max = m * inverse_temperature(temperature)
+            lse_of_max = jnp.where(jnp.isinf(m), 0, m) * inverse_temperature(
+                temperature
+            )
             dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
         dtemperature = jnp.sign(temperature) * inverse_temperature(temperature) * dt
     dx, dsoftcap = to_input(dz)

@@ -1,9 +1,11 @@
 """Strict JAX, seeded numbers, and the measured figures at the end of a run."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -17,6 +19,12 @@ sys.path.append(str(Path(__file__).parent.parent))
 # A library must work for users who have forbidden silent promotion and broadcasting.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples in every run, and none with a time limit: some compile a program.
+COMMON = {"deadline": None, "database": None, "print_blob": True}
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=60, **COMMON)
+hypothesis.settings.register_profile("thorough", max_examples=3000, **COMMON)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture
@@ -48,3 +56,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(nodeid)
         for name, value in properties:
             terminalreporter.write_line(f"    {name}: {value}")
+    totals: dict[str, int] = {}
+    for _, properties in measured:
+        for name, value in properties:
+            if name.endswith(" without NaN"):
+                totals[name] = totals.get(name, 0) + value
+    for name, total in totals.items():
+        terminalreporter.write_line(f"in all {total} {name}")

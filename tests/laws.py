@@ -5,6 +5,7 @@ drawn. The tests of laws, stability, residuals and half precision run over the t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,12 @@ DRAWS: dict[str, Draw] = {
     "class weight": lambda rng, rows, classes: rng.uniform(0.5, 2, classes),
     "sample weight": lambda rng, rows, classes: rng.uniform(0.5, 2, rows),
     "weight per logit": lambda rng, rows, classes: rng.uniform(0.5, 2, (rows, classes)),
+    "lower": lambda rng, rows, classes: rng.uniform(-3, -1, (rows, classes)),
+    "upper": lambda rng, rows, classes: rng.uniform(1, 3, (rows, classes)),
+    # Of a linear head, as many features as classes.
+    "hidden": lambda rng, rows, classes: rng.normal(size=(rows, classes)),
+    "vocab weight": lambda rng, rows, classes: rng.normal(size=(classes, classes)),
+    "vocab bias": lambda rng, rows, classes: rng.normal(size=classes),
     "smoothing": lambda rng, rows, classes: rng.uniform(0.1, 0.3),
     "softcap": lambda rng, rows, classes: rng.uniform(3, 5),
     "z loss": lambda rng, rows, classes: rng.uniform(0.01, 0.1),
@@ -71,11 +78,15 @@ DRAWS: dict[str, Draw] = {
 }
 
 
+# These have the logits' dtype.
 LIKE_LOGITS = (
     "logits",
     "signed weights",
     "similarities",
-)  # these have the logits' dtype
+    "hidden",
+    "vocab weight",
+    "vocab bias",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,24 +102,33 @@ class Law:
     # or a product with a weight meets a sum: XLA rounds the two together or apart, as
     # it fuses them into the program at hand.
     same_bits: bool = True
+    elementwise: bool = False  # on arrays like the first
+    # The function of arrays that jaxsoft's name gives, and its name in the oracle,
+    # where these are others.
+    made: Callable[[Any], Any] | None = None
+    meaning_name: str = ""
 
     @property
     def kinds(self) -> tuple[str, ...]:
         return (*self.positional, *self.keywords.values())
 
-    def _of(self, module: Any, arguments: Sequence[Any]) -> Any:
+    def _of(self, function: Any, arguments: Sequence[Any]) -> Any:
         positional = arguments[: len(self.positional)]
         options = arguments[len(self.positional) :]
         keywords = dict(zip(self.keywords, options, strict=True))
-        return getattr(module, self.function)(*positional, **keywords, **self.static)
+        return function(*positional, **keywords, **self.static)
 
     def call(self, *arguments: Any) -> jax.Array:
         """jaxsoft's function of the arguments of all kinds, in order."""
-        return self._of(jaxsoft, arguments)
+        function = getattr(jaxsoft, self.function)
+        result = self._of(self.made(function) if self.made else function, arguments)
+        if isinstance(result, jaxsoft.LogProbs):
+            return jnp.stack(result[:3], axis=-1)  # the last is an index
+        return result
 
     def meaning(self, *arguments: Any) -> np.ndarray:
         """The oracle's function of the same arguments."""
-        return self._of(oracle, arguments)
+        return self._of(getattr(oracle, self.meaning_name or self.function), arguments)
 
     def draw(self, seed: int, rows: int, classes: int) -> list[Any]:
         """Arguments for the oracle: float64, int32 and bool."""
@@ -136,7 +156,8 @@ class Law:
         return tuple(i for i, a in enumerate(self.draw(0, 1, 2)) if oracle.is_float(a))
 
 
-_MASKED = {"where": "mask", "temperature": "temperature"}
+_TEMPERATURE = {"temperature": "temperature"}
+_MASKED = {"where": "mask", **_TEMPERATURE}
 _LOSS_OPTIONS = {
     "where": "mask",
     "class_weight": "class weight",
@@ -147,6 +168,7 @@ _LOSS_OPTIONS = {
     "z_loss": "z loss",
 }
 _LAST = {"axis": -1}
+_HEAD = ["hidden", "vocab weight", "labels"]
 
 LAWS = [
     Law("logsumexp", "logsumexp", ["logits"], static=_LAST),
@@ -229,6 +251,7 @@ LAWS = [
         "binary_cross_entropy",
         ["logits", "probabilities"],
         float32_result=True,
+        elementwise=True,
     ),
     Law(
         "binary_cross_entropy_options",
@@ -243,6 +266,7 @@ LAWS = [
         by_row=False,
         float32_result=True,
         same_bits=False,
+        elementwise=True,
     ),
     Law(
         "multilabel_cross_entropy",
@@ -259,7 +283,80 @@ LAWS = [
         {"detach_weights": False},
         float32_result=True,
     ),
+    Law("smooth_max", "smooth_max", ["logits"], _MASKED, _LAST),
+    Law("smooth_min", "smooth_min", ["logits"], _MASKED, _LAST),
+    Law("boltzmann_max", "boltzmann_max", ["logits"], _MASKED, _LAST),
+    Law("softargmax", "softargmax", ["logits"], float32_result=True),
+    Law(
+        "softargmax_options",
+        "softargmax",
+        ["logits"],
+        {**_MASKED, "positions": "weight per logit"},
+        float32_result=True,
+        same_bits=False,
+    ),
+    *(
+        Law(name, name, arguments, _TEMPERATURE, elementwise=True)
+        for name, arguments in {
+            "softplus": ["logits"],
+            "smooth_abs": ["logits"],
+            "smooth_sign": ["logits"],
+            "smooth_step": ["logits"],
+            "smooth_maximum": ["logits", "logits"],
+            "smooth_minimum": ["logits", "logits"],
+            "smooth_clip": ["logits", "lower", "upper"],
+        }.items()
+    ),
+    Law(
+        "straight_through",
+        "straight_through",
+        ["logits"],
+        elementwise=True,
+        made=lambda straight_through: straight_through(
+            lambda x: jaxsoft.smooth_maximum(x, 0.0),
+            lambda x: jaxsoft.softplus(x) + 3,  # of the same derivatives
+        ),
+        meaning_name="softplus",
+    ),
+    Law("linear_cross_entropy", "linear_cross_entropy", _HEAD, float32_result=True),
+    Law(
+        "linear_cross_entropy_options",
+        "linear_cross_entropy",
+        _HEAD,
+        {"vocab_bias": "vocab bias", **_LOSS_OPTIONS},
+        float32_result=True,
+        same_bits=False,
+    ),
+    Law(
+        "linear_cross_entropy_mean",
+        "linear_cross_entropy",
+        _HEAD,
+        {"class_weight": "class weight", "sample_weight": "sample weight"},
+        {"reduction": "mean"},
+        by_row=False,
+        float32_result=True,
+        same_bits=False,
+    ),
+    Law(
+        "linear_log_probs",
+        "linear_log_probs",
+        _HEAD,
+        {
+            "vocab_bias": "vocab bias",
+            "temperature": "temperature",
+            "softcap": "softcap",
+        },
+        float32_result=True,
+        same_bits=False,
+    ),
 ]
+
+# The public names that are in no law of their own, and why.
+WITHOUT_LAW = {
+    "LogProbs": "a result",
+    "shard_vocab": "it needs devices: test_sharding.py",
+    "with_jvp": "it is in every rule, and anybody's: test_autodiff.py",
+}
 
 
 def cotangent_for(law: Law, arguments: Sequence[Any], seed: int) -> np.ndarray:
@@ -290,3 +387,31 @@ def of_floats(
         return (f or law.call)(*every)
 
     return call, [arguments[i] for i in law.floats]
+
+
+def assert_close(actual: Any, expected: Any, roundings: float, what: str) -> None:
+    """Within so many roundings of the largest entry: the scale of the terms that an
+    entry is a sum of. A wrong formula is off by a part of that in some entry."""
+    actual = np.asarray(actual)
+    expected = oracle.rounded(expected)
+    assert actual.shape == expected.shape, what
+    scale = max(np.max(np.abs(expected), initial=0, where=np.isfinite(expected)), 1e-3)
+    tolerance = roundings * float(jnp.finfo(actual.dtype).eps) * scale
+    np.testing.assert_allclose(
+        actual.astype(np.float64), expected, rtol=0, atol=tolerance, err_msg=what
+    )
+
+
+# What is compiled for a few numbers need not be fast.
+quickly = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def value_and_pullback(law: Law):
+    def both(arguments, cotangent):
+        f, moving = of_floats(law, arguments)
+        value, pull = jax.vjp(f, *moving)
+        return value, pull(cotangent)
+
+    return both

@@ -69,7 +69,7 @@ def _included_rows(
         yield row, included, x[row, included] / t, t
 
 
-def _exp(v: Numbers) -> Numbers:
+def exp(v: Numbers) -> Numbers:
     return _elementwise(MP.exp, v)
 
 
@@ -90,7 +90,7 @@ def logsumexp(
     b = np.broadcast_to(exact(1 if b is None else b), np.shape(a))
     rows = np.empty(len(a), object)
     for row, included, u, t in _included_rows(a, where, temperature):
-        rows[row] = t * MP.log(np.sum(b[row, included] * _exp(u)))
+        rows[row] = t * MP.log(np.sum(b[row, included] * exp(u)))
     return rows
 
 
@@ -101,7 +101,7 @@ def logmeanexp(
     assert axis == -1
     rows = np.empty(len(x), object)
     for row, included, u, t in _included_rows(x, where, temperature):
-        rows[row] = t * MP.log(np.sum(_exp(u)) / len(included))
+        rows[row] = t * MP.log(np.sum(exp(u)) / len(included))
     return rows
 
 
@@ -112,7 +112,7 @@ def softmax(
     assert axis == -1
     p = np.full(np.shape(x), MP.zero, object)
     for row, included, u, _ in _included_rows(x, where, temperature):
-        e = _exp(u)
+        e = exp(u)
         p[row, included] = e / np.sum(e)
     return p
 
@@ -124,7 +124,7 @@ def log_softmax(
     assert axis == -1
     log_p = np.full(np.shape(x), -MP.inf, object)
     for row, included, u, _ in _included_rows(x, where, temperature):
-        log_p[row, included] = u - MP.log(np.sum(_exp(u)))
+        log_p[row, included] = u - MP.log(np.sum(exp(u)))
     return log_p
 
 
@@ -161,8 +161,7 @@ def cross_entropy(
     x, labels = exact(logits), exact(labels)
     rows, classes = x.shape
     if softcap is not None:
-        cap = exact(softcap).item()
-        x = _elementwise(lambda v: cap * MP.tanh(v / cap), x)
+        x = _capped(x, softcap)
     included = np.broadcast_to(True if where is None else where, x.shape)
     w = np.broadcast_to(exact(1 if class_weight is None else class_weight), x.shape)
     v = np.broadcast_to(exact(1 if sample_weight is None else sample_weight), (rows,))
@@ -182,12 +181,17 @@ def cross_entropy(
     row_loss = (1 - eps) * _sum_of_products(q * w, nll) + smooth
     if z:
         lse = [
-            MP.log(np.sum(_exp(u)))
+            MP.log(np.sum(exp(u)))
             for _, _, u, _ in _included_rows(x, where, temperature)
         ]
         row_loss = row_loss + z * np.array(lse) ** 2
     row_loss = np.where(counted, v * row_loss, MP.zero)
     return _reduced(row_loss, weight_in_mean[counted], reduction)
+
+
+def _capped(x: Numbers, softcap: Any) -> Numbers:
+    cap = exact(softcap).item()
+    return _elementwise(lambda v: cap * MP.tanh(v / cap), x)
 
 
 def _reduced(loss: Numbers, weight: Numbers, reduction: str) -> Numbers:
@@ -217,7 +221,7 @@ def kl_divergence(
 
 
 def _softplus(v: Numbers) -> Numbers:
-    return _log(1 + _exp(v))
+    return _log(1 + exp(v))
 
 
 def binary_cross_entropy(
@@ -243,8 +247,8 @@ def multilabel_cross_entropy(
     """log(1 + sum_no exp(s)) + log(1 + sum_yes exp(-s))."""
     s, yes = exact(logits), exact(labels) > 0.5
     counts = np.broadcast_to(True if where is None else where, s.shape)
-    no_sum = np.sum(np.where(counts & ~yes, _exp(s), MP.zero), axis=-1)
-    yes_sum = np.sum(np.where(counts & yes, _exp(-s), MP.zero), axis=-1)
+    no_sum = np.sum(np.where(counts & ~yes, exp(s), MP.zero), axis=-1)
+    yes_sum = np.sum(np.where(counts & yes, exp(-s), MP.zero), axis=-1)
     loss = _log(1 + no_sum) + _log(1 + yes_sum)
     return _reduced(loss, np.ones(len(loss)), reduction)
 
@@ -270,7 +274,7 @@ def circle_loss(
     m, gamma = exact(margin).item(), exact(scale).item()
     a_p, a_n = weights or circle_weights(s_p, s_n, m)
     sums = [
-        np.sum(np.where(True if mask is None else mask, _exp(u), MP.zero), axis=-1)
+        np.sum(np.where(True if mask is None else mask, exp(u), MP.zero), axis=-1)
         for u, mask in (
             (gamma * a_n * (s_n - m), where_negative),
             (-gamma * a_p * (s_p - 1 + m), where_positive),
@@ -288,6 +292,112 @@ def circle_weights(
     positive = _elementwise(lambda v: max(v, MP.zero), 1 + m - exact(positives))
     negative = _elementwise(lambda v: max(v, MP.zero), exact(negatives) + m)
     return positive, negative
+
+
+def boltzmann_max(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """sum_i p_i x_i."""
+    p = softmax(x, axis, where, temperature=temperature)
+    return _sum_of_products(p, exact(x))
+
+
+def softargmax(
+    x: Any,
+    axis: int = -1,
+    where: Any = None,
+    *,
+    temperature: Any = 1,
+    positions: Any = None,
+) -> Numbers:
+    """sum_i p_i i, or sum_i p_i positions_i."""
+    p = softmax(x, axis, where, temperature=temperature)
+    if positions is None:
+        positions = np.arange(np.shape(x)[-1])
+    return _sum_of_products(p, np.broadcast_to(exact(positions), p.shape))
+
+
+def smooth_max(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """t log sum_i exp(x_i / t)."""
+    return logsumexp(x, axis, where=where, temperature=temperature)
+
+
+def smooth_min(
+    x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
+) -> Numbers:
+    """-t log sum_i exp(-x_i / t)."""
+    return logsumexp(x, axis, where=where, temperature=-exact(temperature))
+
+
+def softplus(x: Any, *, temperature: Any = 1) -> Numbers:
+    """t log(1 + exp(x / t))."""
+    t = exact(temperature)
+    return t * _softplus(exact(x) / t)
+
+
+def smooth_abs(x: Any, *, temperature: Any = 1) -> Numbers:
+    """t log(exp(x / t) + exp(-x / t))."""
+    return smooth_maximum(x, -exact(x), temperature=temperature)
+
+
+def smooth_sign(x: Any, *, temperature: Any = 1) -> Numbers:
+    """tanh(x / t)."""
+    return _elementwise(MP.tanh, exact(x) / exact(temperature))
+
+
+def smooth_step(x: Any, *, temperature: Any = 1) -> Numbers:
+    """1 / (1 + exp(-x / t))."""
+    return 1 / (1 + exp(-exact(x) / exact(temperature)))
+
+
+def smooth_maximum(x: Any, y: Any, *, temperature: Any = 1) -> Numbers:
+    """t log(exp(x / t) + exp(y / t))."""
+    t = exact(temperature)
+    return t * _log(exp(exact(x) / t) + exp(exact(y) / t))
+
+
+def smooth_minimum(x: Any, y: Any, *, temperature: Any = 1) -> Numbers:
+    """-t log(exp(-x / t) + exp(-y / t))."""
+    return -smooth_maximum(-exact(x), -exact(y), temperature=temperature)
+
+
+def smooth_clip(x: Any, lower: Any, upper: Any, *, temperature: Any = 1) -> Numbers:
+    """lower + softplus(x - lower) - softplus(x - upper), at |t|."""
+    x, lower, upper = exact(x), exact(lower), exact(upper)
+    t = np.abs(exact(temperature))
+    rise, fall = (softplus(x - v, temperature=t) for v in (lower, upper))
+    return lower + rise - fall
+
+
+def _linear_logits(hidden: Any, vocab_weight: Any, vocab_bias: Any) -> Numbers:
+    return exact(hidden) @ exact(vocab_weight).T + exact(vocab_bias)
+
+
+def linear_cross_entropy(
+    hidden: Any, vocab_weight: Any, labels: Any, *, vocab_bias: Any = 0, **options: Any
+) -> Numbers:
+    """cross_entropy of hidden vocab_weight^T + vocab_bias."""
+    logits = _linear_logits(hidden, vocab_weight, vocab_bias)
+    return cross_entropy(logits, labels, **options)
+
+
+def linear_log_probs(
+    hidden: Any,
+    vocab_weight: Any,
+    labels: Any,
+    *,
+    vocab_bias: Any = 0,
+    temperature: Any = 1,
+    softcap: Any = None,
+) -> Numbers:
+    """log p of the label, log sum exp and entropy of the logits; one column each."""
+    x = _linear_logits(hidden, vocab_weight, vocab_bias)
+    x = x if softcap is None else _capped(x, softcap)
+    u = x / np.broadcast_to(exact(temperature), (len(x), 1))
+    of_label = log_softmax(u)[np.arange(len(u)), labels]
+    return np.stack([of_label, logsumexp(u), entropy(u)], axis=-1)
 
 
 # Derivatives.

@@ -152,6 +152,8 @@ def test_empty_axis():
     x = jnp.zeros((2, 0, 3))
     assert jaxsoft.softmax(x, axis=1).shape == (2, 0, 3)
     assert jaxsoft.log_softmax(x, axis=1).shape == (2, 0, 3)
+    _, tangent = jax.jvp(lambda x: jaxsoft.softmax(x, axis=1), (x,), (x,))
+    assert tangent.shape == (2, 0, 3)
     for name in ("logsumexp", "logmeanexp"):
         np.testing.assert_array_equal(
             both(name)[0](x, axis=1), np.full((2, 3), -np.inf)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
+from laws import quickly
 
 import jaxsoft
 from jaxsoft import _linear
@@ -153,12 +154,6 @@ def logits_of(floats: dict[str, Any], vocab_axis: int) -> tuple[Any, dict[str, A
 
 def as_dtype(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda v: jnp.asarray(v, dtype), tree)
-
-
-# What is compiled for a few numbers need not be fast.
-quickly = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 def value_and_pullback(f: Callable[..., Any], constant: Sequence[str] = ()) -> Any:
@@ -570,6 +565,22 @@ def test_bfloat16_gradients_are_accumulated_in_float32(vocab_axis, reduction):
         scale = np.abs(wanted) if relative else np.max(np.abs(wanted))
         counted = np.moveaxis(np.abs(actual - wanted) / scale, vocab_axis, 0)
         assert np.max(counted[1:]) < eps
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_float16_gradient_out_of_range_meets_no_weight_0(reduction):
+    """At a tie it is 1/(2 temperature) = 5e5, and infinity times 0 would be NaN."""
+    hidden, weight = jnp.zeros((2, 2), jnp.float16), jnp.eye(2, dtype=jnp.float16)
+
+    def loss(hidden, weight):
+        options = {"temperature": 1e-6, "reduction": reduction}
+        return jnp.sum(
+            jaxsoft.linear_cross_entropy(hidden, weight, jnp.array([0, 1]), **options)
+        )
+
+    slopes = jax.grad(loss, (0, 1))(hidden, weight)
+    assert not any(np.any(np.isnan(slope)) for slope in slopes)
+    np.testing.assert_array_equal(np.sign(slopes[0]), [[-1, 1], [1, -1]])
 
 
 @pytest.mark.usefixtures("x64")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import quickly
 
 import jaxsoft
 
@@ -457,7 +458,7 @@ def test_random_options_compiled_in_float32(function):
     """In all layouts, with all float options traced."""
 
     def compiled(call, moving, cotangent):
-        both = jax.jit(functools.partial(value_and_gradients, call))
+        both = quickly(functools.partial(value_and_gradients, call))
         return both(moving, cotangent.astype(np.float32))
 
     layouts = [ROWS_AND_CLASSES, *OTHER_LAYOUTS]

@@ -14,10 +14,9 @@ from laws import LAWS, Law, of_floats
 ROWS, CLASSES = 211, 101
 # Labels and their masks, weights, and the terms of a loss: all of one number per row.
 NUMBERS_PER_ROW = 32
-# An elementwise loss has no rows, and a circle loss makes logits of its similarities.
-LAWS_OF_ROWS = [
-    law for law in LAWS if law.function not in ("binary_cross_entropy", "circle_loss")
-]
+# An elementwise function has no rows, a circle loss makes logits of its similarities,
+# and a linear head has arguments of other sizes (test_linear_memory.py).
+LAWS_OF_ROWS = [law for law in LAWS if law.kinds[0] == "logits" and not law.elementwise]
 
 
 class Saved(NamedTuple):

@@ -302,24 +302,6 @@ def of_vector(name: str) -> Callable[[jax.Array], jax.Array]:
     return lambda v: FORMULAS[name][0](*v[:-1], temperature=v[-1])
 
 
-@every_function
-def test_second_derivatives_in_every_nesting(name, x64):
-    arguments = (0.3, *with_the_rest(name), 0.7)
-    step = MP.mpf(10) ** -30
-    wanted = []
-    for i in range(len(arguments)):
-        moved = [list(map(MP.mpf, arguments)) for _ in range(2)]
-        moved[0][i] += step
-        moved[1][i] -= step
-        ahead, behind = (derivatives(FORMULAS[name][1], *m)[1:] for m in moved)
-        wanted.append([float((a - b) / (2 * step)) for a, b in zip(ahead, behind)])
-    f = of_vector(name)
-    for outer in (jax.jacfwd, jax.jacrev):
-        for inner in (jax.jacfwd, jax.jacrev):
-            actual = jax.jit(outer(inner(f)))(jnp.asarray(arguments))
-            np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-13)
-
-
 def test_third_derivative_of_softplus(x64):
     third = jax.grad(jax.grad(jax.grad(lambda x: softplus(x, temperature=0.5))))
     step = MP.mpf(10) ** -20
@@ -514,19 +496,6 @@ def test_temperature_broadcasts_to_x(name):
         wanted = jnp.sum(entries, shared).reshape(shape)
         assert in_t.shape == shape
         np.testing.assert_allclose(in_t, wanted, rtol=1e-5, atol=1e-6)
-
-
-@every_function
-def test_vmap_is_a_loop(name):
-    x, t = jnp.linspace(-2, 2, 5), jnp.array([0.0, 0.3, 2.0])
-
-    def slope(x, t):
-        f = FORMULAS[name][0]
-        return jax.grad(lambda x: jnp.sum(f(x, *with_the_rest(name), temperature=t)))(x)
-
-    together = jax.jit(jax.vmap(slope, (None, 0)))(x, t)
-    one = jax.jit(slope)
-    np.testing.assert_allclose(together, [one(x, v) for v in t], rtol=1e-6)
 
 
 @every_dtype

@@ -206,39 +206,6 @@ def test_a_sure_model_keeps_the_digits_of_the_others():
 
 
 @every_function
-def test_second_derivatives_in_every_nesting(name, x64):
-    x, t = [0.3, -0.5, 1.0], 0.7
-    a = [2.0, -1.0, 0.5]
-
-    def f(v):
-        given = {} if name in MAXIMA else {"positions": v[3:6]}
-        return FORMULAS[name][0](v[:3], -1, temperature=v[6], **given)
-
-    def formula(v):
-        return FORMULAS[name][1](v[:3], v[3:6], v[6])
-
-    arguments = [MP.mpf(v) for v in (*x, *a, t)]
-    step = MP.mpf(10) ** -30
-
-    def second(i, j):
-        total = MP.zero
-        for s_i in (1, -1):
-            for s_j in (1, -1):
-                moved = list(arguments)
-                moved[i] += s_i * step
-                moved[j] += s_j * step
-                total += s_i * s_j * formula(moved)
-        return float(total / (2 * step) ** 2)
-
-    wanted = [[second(i, j) for j in range(7)] for i in range(7)]
-    v = jnp.array([*x, *a, t])
-    for outer in (jax.jacfwd, jax.jacrev):
-        for inner in (jax.jacfwd, jax.jacrev):
-            actual = jax.jit(outer(inner(f)))(v)
-            np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-13)
-
-
-@every_function
 def test_second_derivatives_are_finite_at_the_edges(name):
     x = jnp.asarray(np.repeat(ROWS, len(TEMPERATURES), axis=0), jnp.float32)
     t = jnp.asarray(np.tile(TEMPERATURES, len(ROWS)), jnp.float32)
@@ -247,35 +214,6 @@ def test_second_derivatives_are_finite_at_the_edges(name):
         return FORMULAS[name][0](x, -1, temperature=t)
 
     chex.assert_tree_all_finite(jax.jit(jax.vmap(jax.hessian(f, (0, 1))))(x, t))
-
-
-@every_function
-def test_modes_agree_and_leave_the_value(name, rng):
-    x = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
-    t = jnp.array([[0.5], [-2.0], [0.0]])
-
-    def f(x, t):
-        return FORMULAS[name][0](x, 1, temperature=t)
-
-    value = jax.jit(f)(x, t)
-    reverse_value, pull = jax.jit(lambda x, t: jax.vjp(f, x, t))(x, t)
-    forward_value, tangent = jax.jit(lambda x, t: jax.jvp(f, (x, t), (x, t)))(x, t)
-    np.testing.assert_array_equal(reverse_value, value)
-    np.testing.assert_array_equal(forward_value, value)
-    g = jnp.array([1.0, -2.0, 0.5])
-    in_x, in_t = pull(g)
-    np.testing.assert_allclose(
-        jnp.vdot(g, tangent), jnp.vdot(in_x, x) + jnp.vdot(in_t, t), atol=1e-5
-    )
-
-
-@every_function
-def test_residuals_are_the_arguments_and_numbers_per_row(name):
-    x, t = jnp.ones((64, 128)), jnp.float32(0.5)
-    _, pull = jax.vjp(lambda x, t: FORMULAS[name][0](x, 1, temperature=t), x, t)
-    sizes = sorted(v.size for v in jax.tree.leaves(pull))
-    assert sizes[-1] == x.size
-    assert all(size <= 64 for size in sizes[:-1])
 
 
 # Axes, masks, temperature, positions.
@@ -359,24 +297,6 @@ def test_annealing_to_zero_traces_once(name):
     hard = {"smooth_min": 0.0}.get(name, 1.0)
     assert values[-1] == hard
     assert abs(values[0] - hard) > abs(values[2] - hard) > 0
-
-
-@every_function
-def test_per_row_temperature_and_vmap(name, rng):
-    f = FORMULAS[name][0]
-    x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
-    t = jnp.array([[0.0], [0.5], [-1.0], [3.0]])
-    together = f(x, 1, temperature=t)
-    alone = [f(row, -1, temperature=v[0]) for row, v in zip(x, t)]
-    np.testing.assert_allclose(together, alone, rtol=1e-6)
-
-    def mapped(x, t):
-        return jax.vmap(lambda x, t: f(x, -1, temperature=t))(x, t)
-
-    np.testing.assert_allclose(mapped(x, t), together, rtol=1e-6)
-    g = jnp.array([1.0, 2.0, -1.0, 0.5])
-    slopes = jax.vjp(lambda x, t: f(x, 1, temperature=t), x, t)[1](g)
-    chex.assert_trees_all_close(jax.vjp(mapped, x, t)[1](g), slopes, rtol=1e-5)
 
 
 def test_negative_temperature_turns_max_into_min(rng):

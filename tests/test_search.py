@@ -1,0 +1,267 @@
+"""Between and beyond the points of the grid: hypothesis searches for a NaN, and for a
+number that is not that of the formula.
+
+One compiled program has all functions along one axis; hypothesis draws logits, mask,
+labels and temperature. `HYPOTHESIS_PROFILE=thorough` has more shapes, axes, dtypes and
+examples.
+"""
+
+import functools
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import strategies as st
+from laws import quickly
+
+import jaxsoft
+
+THOROUGH = hypothesis.settings.get_current_profile_name() == "thorough"
+# (shape, axis): of several class axes, of none in a row, of one, and of no rows.
+LAYOUTS: list[tuple[tuple[int, ...], Any]] = [((2, 3), -1), ((2, 1, 2), (2, 0))]
+LAYOUTS += [((1, 0), 1)]
+if THOROUGH:
+    LAYOUTS += [((0, 2), -1), ((1,), None), ((3, 2), -2), ((1, 5), (1,)), ((4,), 0)]
+DTYPES = ["float32"]
+if THOROUGH:
+    DTYPES += ["bfloat16", "float16", "float64"]
+
+FLOAT32 = np.finfo(np.float32)
+# Subnormal ones; gaps that leave a small tail (7, 16) or a subnormal one (88, 104).
+AWKWARD = [0.0, 1e-45, 1e-38, 1e-30, 1e-3, 1.0, 7.0, 16.0, 88.0, 104.0, 1e3, 1e8, 1e38]
+
+
+def floats(awkward: list[float]) -> st.SearchStrategy[float]:
+    """Awkward numbers, their negatives, and any other."""
+    signed = [float(np.float32(sign * v)) for v in awkward for sign in (1, -1)]
+    return st.sampled_from(signed) | st.floats(allow_nan=False, width=32)
+
+
+LOGITS = floats([*AWKWARD, np.inf])
+# From 8.5e37 on, 1 / temperature is subnormal, and processors flush it to 0.
+TEMPERATURES = floats(AWKWARD[:-1]).filter(lambda t: abs(t) < 1e37)
+
+# Of logits and others along an axis.
+OF_ROWS: dict[str, Any] = {
+    "logsumexp": lambda x, y, labels, **options: jaxsoft.logsumexp(x, **options),
+    "logmeanexp": lambda x, y, labels, **options: jaxsoft.logmeanexp(x, **options),
+    "softmax": lambda x, y, labels, **options: jaxsoft.softmax(x, **options),
+    "log_softmax": lambda x, y, labels, **options: jaxsoft.log_softmax(x, **options),
+    "entropy": lambda x, y, labels, **options: jaxsoft.entropy(x, **options),
+    "boltzmann_max": lambda x, y, labels, **options: jaxsoft.boltzmann_max(
+        x, **options
+    ),
+    "softargmax": lambda x, y, labels, **options: jaxsoft.softargmax(x, **options),
+    "kl_divergence": lambda x, y, labels, **options: jaxsoft.kl_divergence(
+        y, x, **options
+    ),
+    "cross_entropy": lambda x, y, labels, **options: jaxsoft.cross_entropy(
+        x, labels, **options
+    ),
+    "cross_entropy, z_loss": lambda x, y, labels, **options: jaxsoft.cross_entropy(
+        x, labels, z_loss=0.1, label_smoothing=0.1, **options
+    ),
+    "multilabel_cross_entropy": (
+        lambda x, y, labels, temperature, **options: jaxsoft.multilabel_cross_entropy(
+            x, y > 0, **options
+        )
+    ),
+}
+# Of numbers.
+OF_NUMBERS: dict[str, Any] = {
+    "softplus": lambda x, y, t: jaxsoft.softplus(x, temperature=t),
+    "smooth_abs": lambda x, y, t: jaxsoft.smooth_abs(x, temperature=t),
+    "smooth_sign": lambda x, y, t: jaxsoft.smooth_sign(x, temperature=t),
+    "smooth_step": lambda x, y, t: jaxsoft.smooth_step(x, temperature=t),
+    "smooth_maximum": lambda x, y, t: jaxsoft.smooth_maximum(x, y, temperature=t),
+    "smooth_minimum": lambda x, y, t: jaxsoft.smooth_minimum(x, y, temperature=t),
+    "smooth_clip": lambda x, y, t: jaxsoft.smooth_clip(x, -1.0, y, temperature=t),
+    "binary_cross_entropy": lambda x, y, t: jaxsoft.binary_cross_entropy(x, y > 0),
+}
+
+
+@functools.cache
+def program(axis: Any) -> Any:
+    """Values, gradients in logits and temperature, and tangents in the logits."""
+
+    def derivatives(f, x, t):
+        value, pull = jax.vjp(f, x, t)
+        tangent = jax.jvp(lambda x: f(x, t), (x,), (jnp.ones_like(x),))[1]
+        in_x, in_t = pull(jnp.ones_like(value))
+        return {"value": value, "in x": in_x, "in t": in_t, "tangent": tangent}
+
+    @quickly
+    def everything(x, y, where, labels, t):
+        results = {}
+        # Of its own for each, or infinite derivatives of both signs would be summed.
+        per_row = jnp.sum(where, axis, keepdims=True).shape
+        for name, function in OF_ROWS.items():
+
+            def of_rows(x, t, function=function):
+                options = {"axis": axis, "where": where, "temperature": t}
+                return function(x, y, labels, **options)
+
+            results[name] = derivatives(of_rows, x, jnp.broadcast_to(t, per_row))
+        x_or_0, y_or_0 = (jnp.where(where, v, 0) for v in (x, y))
+        for name, function in OF_NUMBERS.items():
+
+            def of_numbers(x, t, function=function):
+                return function(x, y_or_0, t)
+
+            results[name] = derivatives(
+                of_numbers, x_or_0, jnp.broadcast_to(t, x.shape)
+            )
+        return results
+
+    return everything
+
+
+def by_rows(x: Any, axis: Any) -> np.ndarray:
+    """Of shape (rows, classes), the classes in the order of axis."""
+    x = np.asarray(x)
+    axes = [
+        int(a) % x.ndim for a in (range(x.ndim) if axis is None else np.ravel(axis))
+    ]
+    rows = [i for i in range(x.ndim) if i not in axes]
+    count = int(np.prod([x.shape[i] for i in rows]))
+    classes = int(np.prod([x.shape[a] for a in axes]))
+    return np.transpose(x, (*rows, *axes)).reshape(count, classes)
+
+
+@st.composite
+def problems(draw: Any) -> dict[str, Any]:
+    shape, axis = draw(st.sampled_from(LAYOUTS))
+    size = int(np.prod(shape))
+
+    def array(of: st.SearchStrategy[Any]) -> np.ndarray:
+        return np.array(draw(st.lists(of, min_size=size, max_size=size))).reshape(shape)
+
+    x, y, where = array(LOGITS), array(LOGITS), array(st.booleans()).astype(bool)
+    rows, classes = by_rows(x, axis).shape
+    label = st.sampled_from([-100, *range(classes)])
+    labels = draw(st.lists(label, min_size=rows, max_size=rows))
+    t = draw(TEMPERATURES)
+    return {"x": x, "y": y, "where": where, "labels": labels, "axis": axis, "t": t}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@hypothesis.given(problem=problems())
+def test_no_nan_and_the_numbers_of_the_formulas(dtype: str, problem: dict[str, Any]):
+    axis, where = problem["axis"], problem["where"]
+    with jax.enable_x64(dtype == "float64"), np.errstate(over="ignore"):
+        x, y = (jnp.asarray(problem[name]).astype(dtype) for name in ("x", "y"))
+        wide = dtype if dtype == "float64" else "float32"
+        t = jnp.asarray(problem["t"]).astype(wide)
+        reduced = jax.eval_shape(lambda x: jnp.sum(x, axis), x).shape
+        labels = np.array(problem["labels"], np.int32).reshape(reduced)
+        # A NaN that is masked is in nobody's way.
+        given = [jnp.where(where, v, jnp.nan) for v in (x, y)]
+        results = jax.tree.map(
+            lambda v: np.asarray(v, np.float64),
+            program(axis)(*given, where, labels, t),
+        )
+    for name, numbers in results.items():
+        for what, array in numbers.items():
+            assert not np.any(np.isnan(array)), (name, what)
+    if dtype == "float32":
+        check_formulas(results, np.asarray(x), where, labels, axis, float(t))
+
+
+MP = oracle.MP
+FAR, COLD = MP.mpf(10) ** 120, MP.mpf(10) ** -100  # for infinity, and temperature 0
+# exp makes 88 times as much of the roundings of (x - m) / t, as relative errors.
+RELATIVE = 2e-5
+FLOOR = 1e-33  # what a sum loses where processors flush to 0
+
+
+def exact(v: Any) -> Any:
+    return MP.sign(float(v)) * FAR if np.isinf(v) else MP.mpf(float(v))
+
+
+def assert_near(actual: float, wanted: Any, scale: Any, what: str) -> None:
+    """To a part of the number, or of the larger terms that it is a sum of."""
+    largest = FLOAT32.max * (1 - RELATIVE)
+    if abs(wanted) > largest:  # or infinite
+        near = abs(actual) > largest and np.sign(actual) == MP.sign(wanted)
+    else:
+        allowed = RELATIVE * float(min(abs(scale), MP.mpf(10) ** 300)) + FLOOR
+        near = abs(actual - float(wanted)) <= allowed
+    assert near, f"{what}: {actual}, and by the formula {float(wanted)}"
+
+
+def check_formulas(results: Any, x: Any, where: Any, labels: Any, axis: Any, t: float):
+    if np.any(np.abs(x[where & (x != 0)]) < 1e-30):
+        return  # by what these differ is flushed to 0
+    tau = exact(t) if abs(t) >= FLOAT32.tiny else COLD
+    gradients = {
+        name: by_rows(results[name]["in x"], axis)
+        for name in ("logsumexp", "cross_entropy")
+    }
+    values = {
+        name: by_rows(v["value"], axis) if "softmax" in name else np.ravel(v["value"])
+        for name, v in results.items()
+        if name in OF_ROWS
+    }
+    rows = zip(by_rows(x, axis), by_rows(where, axis), np.ravel(labels))
+    for row, (numbers, counts, label) in enumerate(rows):
+        u = [exact(v) / tau for v in numbers]
+        included = np.flatnonzero(counts)
+        # A row without anything is in test_stability.py.
+        if included.size and max(u[i] for i in included) > -FAR / abs(tau):
+            value = {name: v[row] for name, v in values.items()}
+            gradient = {name: v[row] for name, v in gradients.items()}
+            check_row(value, gradient, u, included, int(label), tau)
+    for at in map(tuple, np.argwhere(where)):
+        value = {name: results[name]["value"][at] for name in OF_NUMBERS}
+        check_number(value, exact(x[at]), tau)
+
+
+def check_row(value: Any, gradient: Any, u: Any, included: Any, label: int, tau: Any):
+    m = max(u[i] for i in included)
+    e = {i: MP.exp(u[i] - m) for i in included}
+    total = MP.fsum(e.values())
+    p = {i: v / total for i, v in e.items()}
+    nll = {i: MP.log(total) - (u[i] - m) for i in included}
+    entropy = MP.fsum(p[i] * nll[i] for i in included)
+    lse = tau * (m + MP.log(total))
+    n = len(included)
+    scale = abs(tau * m) + abs(tau) * MP.log(n)
+    assert_near(value["logsumexp"], lse, scale, "logsumexp")
+    mean = lse - tau * MP.log(n)
+    assert_near(value["logmeanexp"], mean, scale, "logmeanexp")
+    assert_near(value["entropy"], entropy, entropy, "entropy")
+    position = MP.fsum(p[i] * int(i) for i in included)
+    assert_near(value["softargmax"], position, position, "softargmax")
+    spread = MP.fsum(p[i] * abs(tau * (u[i] - m)) for i in included)
+    expected = tau * MP.fsum(p[i] * u[i] for i in included)
+    assert_near(
+        value["boltzmann_max"], expected, abs(tau * m) + spread, "boltzmann_max"
+    )
+    for i in included:
+        assert_near(value["softmax"][i], p[i], p[i], "softmax")
+        assert_near(value["log_softmax"][i], -nll[i], nll[i], "log_softmax")
+        assert_near(gradient["logsumexp"][i], p[i], p[i], "logsumexp in x")
+    if label == -100:
+        assert value["cross_entropy"] == 0
+    elif label not in p:
+        assert value["cross_entropy"] == np.inf
+    else:
+        assert_near(value["cross_entropy"], nll[label], nll[label], "cross_entropy")
+
+
+def check_number(value: Any, x: Any, tau: Any):
+    t, sign = abs(tau), MP.sign(tau)
+    tail = MP.log1p(MP.exp(-abs(x) / t))
+    flushed = t * MP.mpf(10) ** -28  # t times what exp loses, over RELATIVE
+    softplus = sign * (max(sign * x, 0) + t * tail)
+    assert_near(value["softplus"], softplus, abs(softplus) + flushed, "softplus")
+    of_abs = sign * (abs(x) + t * MP.log1p(MP.exp(-2 * abs(x) / t)))
+    assert_near(value["smooth_abs"], of_abs, abs(of_abs) + flushed, "smooth_abs")
+    step = 1 / (1 + MP.exp(-x / tau))
+    assert_near(value["smooth_step"], step, step, "smooth_step")
+    tanh = MP.tanh(x / tau)
+    assert_near(value["smooth_sign"], tanh, tanh, "smooth_sign")
