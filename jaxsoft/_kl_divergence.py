@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import row_sum, vary_alike
+from jaxsoft._axes import vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -215,7 +215,7 @@ def _bwd(axes, residuals, g):
         d, b = shifted(z, m, temperature), shifted(w, n, temperature)
         d, b = (jnp.where(jnp.isinf(u), 0, u) for u in (d, b))
         # Times 1/temperature last, or infinities of both signs would meet.
-        both = row_sum(in_z * d + in_w * b, axes)
+        both = sum_of_choices(in_z * d + in_w * b, axes)
         dtemperature = -jnp.sign(temperature) * g * both
     return to_x(g * in_z)[0], to_y(g * in_w)[0], None, dtemperature
 
