@@ -48,7 +48,12 @@ from jaxsoft._per_row import (
     row_weight,
 )
 
+# A chunk of 4096 classes is wide enough for matrix units, and a small one stays in a
+# CPU's cache: at 1024 tokens, 512 features and 32768 classes on two cores, value and
+# both gradients take 800 ms in chunks of 16 MiB, and 850 ms in chunks of 64.
 DEFAULT_CHUNK_BYTES = 64 * 2**20
+SMALL_CHUNK_BYTES = 16 * 2**20
+WIDE_CHUNK = 4096
 SUM_BYTES = 256 * 2**20
 # Fewer tokens are not worth sorting.
 FEWEST_TO_SKIP = 512
@@ -102,9 +107,10 @@ def linear_cross_entropy(
         class_weight, sample_weight, ignore_index, label_smoothing, softcap, z_loss,
             reduction: as in `cross_entropy`.
         temperature: as in `cross_entropy`, broadcastable to (*batch, 1).
-        chunk_bytes: size of a chunk of float32 logits; the default is 64 MiB. A chunk
-            that divides the classes is sought near it. Given a number, the logits are
-            always recomputed (see Gradient).
+        chunk_bytes: size of a chunk of float32 logits; by default that of 4096 classes,
+            and at least 16 and at most 64 MiB. A chunk that divides the classes is
+            sought near it. Given a number, the logits are always recomputed (see
+            Gradient).
         axis_name: mesh axis (or tuple of them) over which the vocabulary is split,
             inside `jax.shard_map`: ``vocab_weight``, ``vocab_bias`` and ``where`` hold
             the classes of this device, ``class_weight`` those or all; labels are global
@@ -389,7 +395,8 @@ def _checked_inputs(
                 f"({classes},); got {vocab_bias.shape}"
             )
     if chunk_bytes is None:
-        chunk_bytes = DEFAULT_CHUNK_BYTES
+        wide = 4 * WIDE_CHUNK * math.prod(batch)
+        chunk_bytes = min(DEFAULT_CHUNK_BYTES, max(SMALL_CHUNK_BYTES, wide))
     if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
         raise TypeError(f"{name}: chunk_bytes must be an int; got {chunk_bytes!r}")
     if chunk_bytes <= 0:
