@@ -208,8 +208,8 @@ MUTANTS = [
     Mutant(
         "the tail of a long row has the maximum's 1",
         "_max_and_tail",
-        "return below + (at_maximum - 1)",
-        "return below + at_maximum",
+        "return jnp.expand_dims(below + (at_maximum - 1), axis)",
+        "return jnp.expand_dims(below + at_maximum, axis)",
         "test_precision.py",
         "classes",
     ),

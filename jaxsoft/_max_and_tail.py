@@ -19,7 +19,6 @@ of a few parts making up group l, which is elementwise work for the whole of a r
 """
 
 import functools
-import math
 from collections.abc import Callable, Hashable
 
 import jax
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._axes import Axes, row_sum, split_by_type
-from jaxsoft._cpu_sums import UNROLLED, divisor_near, in_blocks, two_sums
+from jaxsoft._cpu_sums import divisor_near, in_blocks, two_sums
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
@@ -39,6 +38,7 @@ from jaxsoft._numerics import (
 # A row of fewer classes is not worth splitting; one of more is split into blocks.
 FEWEST_CLASSES = 32
 MOST_CLASSES_ACROSS = 1024
+MOST_NUMBERS_IN_PLACE = 32  # XLA halves longer reductions of integers
 
 
 def split_logits(
@@ -152,22 +152,31 @@ def _in_groups(z, temperature, *, axis, grouping):
     m_of_group = _over_members(jnp.maximum, jnp.max, wide, z, members, across)
     m_of_group = jax.lax.stop_gradient(m_of_group)
     m = jnp.max(m_of_group, groups, keepdims=True)
-    # The first group that holds the maximum.
-    chosen = jnp.argmax(m_of_group, groups, keepdims=True)
+    number = jax.lax.broadcasted_iota(jnp.int32, m_of_group.shape, groups)
+    chosen = _first_group_with(m, m_of_group, number, groups)
     group = jnp.take_along_axis(z, chosen, groups, mode="promise_in_bounds")
-    tail = _tail_in_loops(wide(group), m, t, members)
-    # In this order, so that no two arrays of one number per group are ever needed.
-    m, chosen, tail = jax.lax.optimization_barrier((m, chosen, tail))
+    tail = _tail_in_one_loop(wide(group), m, t, members)
+    # After the tail, so that no two arrays of one number per group are ever needed.
+    m_after_tail = m + 0 * jax.lax.stop_gradient(tail)
 
     def e(z):
-        return exp_without_comparison(wide(z), m, t)
+        return exp_without_comparison(wide(z), m_after_tail, t)
 
     sum_of_group = _over_members(jnp.add, jnp.sum, e, z, members, across)
-    number = jax.lax.broadcasted_iota(chosen.dtype, sum_of_group.shape, groups)
     others = jnp.where(number == chosen, 0, sum_of_group)
     s = tail + jnp.sum(others, groups, keepdims=True)
     s = jnp.where(jnp.isneginf(m), 0, s)
     return jnp.squeeze(m, axis), jnp.squeeze(s, axis)
+
+
+def _first_group_with(m, m_of_group, number, groups):
+    """The argmax of m_of_group, which is a slow loop. The least of the numbers is found
+    on vectors, but takes an array of its own when there are many."""
+    count = m_of_group.shape[groups]
+    if count > MOST_NUMBERS_IN_PLACE:
+        return jnp.argmax(m_of_group, groups, keepdims=True).astype(number.dtype)
+    holding = jnp.where(m_of_group == m, number, count - 1)
+    return jnp.min(holding, groups, keepdims=True)
 
 
 def _over_members(operator, reduction, of_class, z, members, across):
@@ -186,20 +195,13 @@ def _without_top(top, e):
     return jnp.where(top, e - jax.lax.stop_gradient(e), e)
 
 
-def _tail_in_loops(z, m, temperature, axis):
+def _tail_in_one_loop(z, m, temperature, axis):
     """_tail, where z is not to be written to memory first."""
-    length = z.shape[axis]
-    parts = length // UNROLLED if length % UNROLLED == 0 else 1
-    z = in_blocks(z, axis, parts, length // parts)
-    m, temperature = (
-        v if v is None else jnp.expand_dims(v, axis) for v in (m, temperature)
-    )
     top = z == m
     e = _without_top(top, exp_shifted(z, m, temperature))
     # 0 * e, for a tangent.
-    below, at_maximum = two_sums(e, top.astype(e.dtype) + 0 * e, axis + 1)
-    below, at_maximum = (jnp.sum(v, axis, keepdims=True) for v in (below, at_maximum))
-    return below + (at_maximum - 1)
+    below, at_maximum = two_sums(e, top.astype(e.dtype) + 0 * e, axis)
+    return jnp.expand_dims(below + (at_maximum - 1), axis)
 
 
 def _grouping(classes: int) -> tuple[int, int, bool] | None:
@@ -209,8 +211,8 @@ def _grouping(classes: int) -> tuple[int, int, bool] | None:
     if classes <= MOST_CLASSES_ACROSS:
         parts = divisor_near(8, classes)
         return None if parts is None else (parts, classes // parts, True)
-    # Somewhat more blocks than classes of a block, which cost more. A row that has to
-    # be filled up is copied.
-    ideal = math.isqrt(classes // 2)
+    # 64 of 8192 classes and 512 of 131072, as measured. A row that has to be filled up
+    # is copied.
+    ideal = round(classes**0.75 / 13)
     length = divisor_near(ideal, classes, shared_by=64) or ideal
     return -(-classes // length), length, False
