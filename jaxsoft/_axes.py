@@ -52,8 +52,8 @@ def device_sum(v: Any, mesh_names: tuple[Hashable, ...]) -> Any:
     return jax.lax.psum(v, mesh_names) if mesh_names else v
 
 
-def row_max(v: Array, axes: Axes) -> Array:
-    top = jnp.max(v, axes, keepdims=True, initial=-jnp.inf)
+def row_max(v: Array, axes: Axes, at_least: float = -math.inf) -> Array:
+    top = jnp.max(v, axes, keepdims=True, initial=at_least)
     return jax.lax.pmax(top, axes.mesh_names) if axes.mesh_names else top
 
 

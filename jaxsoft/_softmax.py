@@ -31,7 +31,6 @@ from jaxsoft._numerics import (
     apart,
     counted_logits,
     exp_shifted,
-    exp_without_comparison,
     inverse_temperature,
     per_row,
     probabilities,
@@ -135,13 +134,18 @@ def _softmax_plain(x, where, temperature, axes):
 
 
 def _without_comparison(z, axes):
-    """p, m and s, of which p needs no tail: S = 1 + s has the digits that p shows. All
-    of it is arithmetic, which XLA's CPU backend runs as one kernel."""
-    m = jax.lax.stop_gradient(row_max(z, axes))
-    e = exp_without_comparison(z, m, None)
-    total = row_sum(e, axes)
-    total = total + (1 - jnp.sign(total))  # 1 where nothing counts
-    return e * (1 / total), m, total - 1
+    """p, m and s, of which p needs no tail: S = 1 + s has the digits that p shows.
+
+    There is no choice in it, and never both a least and a largest value, which XLA
+    would take for a choice: its CPU backend then runs all of it as one kernel, which
+    reads a row once. An infinite maximum is the largest number, of either sign.
+    """
+    largest = float(jnp.finfo(z.dtype).max)
+    z = jnp.minimum(z, largest)
+    m = row_max(jax.lax.stop_gradient(z), axes, at_least=-largest)
+    e = jnp.exp(z - m)
+    total = jnp.maximum(row_sum(e, axes), 1)  # of a row in which nothing counts 0
+    return e / total, m, total - 1
 
 
 def _softmax_fwd(x, where, temperature, axes):
