@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 from benchmarks.cells import Cell, Contestant
 
+# The threads of some peers spin for a while after their work, and slow down the next.
+PAUSE_SECONDS = 0.02
+
 
 def medians(
     contestants: Mapping[str, Contestant], rounds: int, seed: int = 0
@@ -18,6 +21,7 @@ def medians(
         for name in order.sample(list(contestants), len(contestants)):
             contestant = contestants[name]
             contestant.prepare()
+            time.sleep(PAUSE_SECONDS)
             start = time.perf_counter()
             contestant.run()
             if turn >= 0:
