@@ -25,7 +25,8 @@ AxisName = Hashable | tuple[Hashable, ...] | None
 
 def as_array(function: str, name: str, value: ArrayLike) -> Array:
     try:
-        array = jnp.asarray(value)
+        # Of an array that is one already, asarray takes longer than all other checks.
+        array = value if isinstance(value, Array) else jnp.asarray(value)
     except (TypeError, ValueError, OverflowError):
         array = None
     if array is None or not (
