@@ -435,3 +435,18 @@ def exact_gradient(
     share = label_smoothing / np.sum(included, axis=-1, keepdims=True)
     a = ((1 - label_smoothing) * hit + share) * w
     return (np.sum(a, axis=-1, keepdims=True) * p - a) / temperature
+
+
+def test_z_loss_beyond_the_range_of_floats():
+    """1e20 squared is no float32: the loss is infinite, its derivatives are not."""
+    x = jnp.array([[1e20, 0.0], [1.0, 2.0]])
+    labels, z_loss = jnp.array([0, 1]), jnp.float32(0.1)
+
+    def total(x, z_loss):
+        return jnp.sum(jaxsoft.cross_entropy(x, labels, z_loss=z_loss))
+
+    value, gradients = jax.value_and_grad(total, (0, 1))(x, z_loss)
+    assert value == jnp.inf
+    chex.assert_tree_all_finite(gradients)
+    np.testing.assert_array_equal(gradients[0][0], 0)
+    assert np.all(gradients[0][1] != 0)
