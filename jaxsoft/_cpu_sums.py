@@ -25,8 +25,8 @@ from jax import Array
 from jaxsoft._axes import Axes, device_sum, row_sum, split_by_type
 
 UNROLLED = 8
-# A loop adds up one term after the other, and drifts: longer rows go in blocks.
-LONGEST_RUN = 1024
+# A loop adds up one term after the other, and drifts.
+LONGEST_RUN = 64
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -50,18 +50,23 @@ def _sum_of_choices_jvp(axes, primals, tangents):
 
 
 def _in_loops(v, *, axis):
-    classes = v.shape[axis]
-    length = classes
-    if classes % UNROLLED == 0:
-        length = UNROLLED
-    elif classes > LONGEST_RUN:
-        length = divisor_near(math.isqrt(classes), classes)
-        if length is None:
-            return jnp.sum(v, axis, keepdims=True)
-    v = in_blocks(v, axis, classes // length, length)
+    length = _length_of_loop(v.shape[axis])
+    if length is None:
+        return jnp.sum(v, axis, keepdims=True)
+    v = in_blocks(v, axis, v.shape[axis] // length, length)
     # The second sum is 0 or NaN. One that is not used, XLA leaves out.
     total, zero = two_sums(v, 0 * jnp.clip(v, -1, 1), axis + 1)
     return jnp.sum(total + zero, axis, keepdims=True)
+
+
+def _length_of_loop(classes: int) -> int | None:
+    """None where no block of a length that keeps its digits divides the classes."""
+    if classes % UNROLLED == 0:
+        return UNROLLED
+    if classes <= LONGEST_RUN:
+        return classes
+    near = divisor_near(UNROLLED, classes)
+    return near if near is not None and near <= LONGEST_RUN else None
 
 
 def two_sums(a: Array, b: Array, axis: int) -> tuple[Array, Array]:

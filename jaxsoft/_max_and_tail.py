@@ -86,14 +86,24 @@ def _max_and_tail_jvp(axes, primals, tangents):
 def _local_max_and_tail(z, weights, temperature, axes):
     plainly = functools.partial(_plainly, weights=weights, axes=axes)
     in_float32 = accumulation_dtype(z.dtype) == jnp.float32
-    grouping = None
     one_axis = len(axes) == 1 and not split_by_type(z, axes)
-    if weights is None and one_axis and in_float32 and z.size:
-        grouping = _grouping(z.shape[axes[0]])
-    if grouping is None:
+    if weights is not None or not one_axis or not in_float32 or not z.size:
         return plainly(z, temperature)
-    in_groups = functools.partial(_in_groups, axis=axes[0], grouping=grouping)
-    return jax.lax.platform_dependent(z, temperature, cpu=in_groups, default=plainly)
+    schedule = functools.partial(_schedule(z.shape[axes[0]]), axis=axes[0])
+    return jax.lax.platform_dependent(z, temperature, cpu=schedule, default=plainly)
+
+
+def _schedule(classes: int) -> Callable[..., tuple[Array, Array]]:
+    """What is fastest on a CPU, for a row of so many classes."""
+    if classes < FEWEST_CLASSES:
+        return _in_one_loop
+    if classes <= MOST_CLASSES_ACROSS:
+        return functools.partial(_across, parts=divisor_near(8, classes) or 8)
+    # 64 of 8192 classes and 512 of 131072, as measured.
+    length = divisor_near(round(classes**0.75 / 13), classes, shared_by=64)
+    if length is None:
+        return functools.partial(_across, parts=32)
+    return functools.partial(_in_blocks, length=length)
 
 
 def over_devices(
@@ -140,54 +150,91 @@ def _tail(z, m, weights, temperature, axes):
     return jnp.where(jnp.isneginf(m), 0, s)
 
 
-def _in_groups(z, temperature, *, axis, grouping):
-    parts, length, across = grouping
-    z = in_blocks(z, axis, parts, length)
-    groups, members = (axis + 1, axis) if across else (axis, axis + 1)
+def _in_one_loop(z, temperature, *, axis):
+    z = z.astype(jnp.float32)
+    m = jnp.max(z, axis, keepdims=True)
+    m = jax.lax.stop_gradient(m)
+    s = _tail_in_one_loop(z, m, temperature, axis)
+    return m, jnp.where(jnp.isneginf(m), 0, s)
+
+
+def _in_blocks(z, temperature, *, axis, length):
+    z = in_blocks(z, axis, z.shape[axis] // length, length)
+    groups, members = axis, axis + 1
     t = None if temperature is None else jnp.expand_dims(temperature, axis)
 
     def wide(z):  # where it is used, so that no wide copy is made
         return z.astype(jnp.float32)
 
-    m_of_group = _over_members(jnp.maximum, jnp.max, wide, z, members, across)
-    m_of_group = jax.lax.stop_gradient(m_of_group)
-    m = jnp.max(m_of_group, groups, keepdims=True)
-    number = jax.lax.broadcasted_iota(jnp.int32, m_of_group.shape, groups)
-    chosen = _first_group_with(m, m_of_group, number, groups)
+    m_of_group = jax.lax.stop_gradient(jnp.max(wide(z), members, keepdims=True))
+    m, number, chosen = _group_of_maximum(m_of_group, groups)
     group = jnp.take_along_axis(z, chosen, groups, mode="promise_in_bounds")
     tail = _tail_in_one_loop(wide(group), m, t, members)
-    # After the tail, so that no two arrays of one number per group are ever needed.
-    m_after_tail = m + 0 * jax.lax.stop_gradient(tail)
-
-    def e(z):
-        return exp_without_comparison(wide(z), m_after_tail, t)
-
-    sum_of_group = _over_members(jnp.add, jnp.sum, e, z, members, across)
-    others = jnp.where(number == chosen, 0, sum_of_group)
-    s = tail + jnp.sum(others, groups, keepdims=True)
-    s = jnp.where(jnp.isneginf(m), 0, s)
+    e = exp_without_comparison(wide(z), _after(tail, m), t)
+    sum_of_group = jnp.sum(e, members, keepdims=True)
+    s = _total_tail(m, tail, sum_of_group, number != chosen, groups)
     return jnp.squeeze(m, axis), jnp.squeeze(s, axis)
 
 
-def _first_group_with(m, m_of_group, number, groups):
-    """The argmax of m_of_group, which is a slow loop. The least of the numbers is found
-    on vectors, but takes an array of its own when there are many."""
+def _across(z, temperature, *, axis, parts):
+    classes = z.shape[axis]
+    length = -(-classes // parts)
+    starts = [min(k * length, classes - length) for k in range(parts)]
+    shape = [length if i == axis else 1 for i in range(z.ndim)]
+    lane = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+    def part(k):
+        v = jax.lax.slice_in_dim(z, starts[k], starts[k] + length, axis=axis)
+        v = v.astype(jnp.float32)
+        seen = k * length - starts[k]  # by the part before
+        return v if seen == 0 else jnp.where(lane < seen, -jnp.inf, v)
+
+    m_of_group = functools.reduce(jnp.maximum, map(part, range(parts)))
+    m_of_group = jax.lax.stop_gradient(m_of_group)
+    m, number, chosen = _group_of_maximum(m_of_group, axis)
+    column = [parts if i == axis else 1 for i in range(z.ndim)]
+    first, seen = (
+        jnp.array(v, jnp.int32).reshape(column)
+        for v in (starts, [k * length - start for k, start in enumerate(starts)])
+    )
+    group = jnp.take_along_axis(z, first + chosen, axis, mode="promise_in_bounds")
+    group = jnp.where(chosen < seen, -jnp.inf, group.astype(jnp.float32))
+    tail = _tail_in_one_loop(group, m, temperature, axis)
+    top = _after(tail, m)
+    sum_of_group = functools.reduce(
+        jnp.add,
+        (exp_without_comparison(part(k), top, temperature) for k in range(parts)),
+    )
+    return m, _total_tail(m, tail, sum_of_group, number != chosen, axis)
+
+
+def _after(tail, m):
+    """m, once the tail is known: then no two arrays of one number per group are ever
+    needed."""
+    return m + 0 * jax.lax.stop_gradient(tail)
+
+
+def _total_tail(m, tail, sum_of_group, other, groups):
+    others = jnp.where(other, sum_of_group, 0)
+    s = tail + jnp.sum(others, groups, keepdims=True)
+    return jnp.where(jnp.isneginf(m), 0, s)
+
+
+def _group_of_maximum(m_of_group, groups):
+    """The maximum, the numbers of the groups, and that of the first that holds it.
+
+    An argmax is a slow loop. The least of the numbers is found on vectors, but takes an
+    array of its own when there are many.
+    """
+    m = jnp.max(m_of_group, groups, keepdims=True)
+    number = jax.lax.broadcasted_iota(jnp.int32, m_of_group.shape, groups)
     count = m_of_group.shape[groups]
     if count > MOST_NUMBERS_IN_PLACE:
-        return jnp.argmax(m_of_group, groups, keepdims=True).astype(number.dtype)
-    holding = jnp.where(m_of_group == m, number, count - 1)
-    return jnp.min(holding, groups, keepdims=True)
-
-
-def _over_members(operator, reduction, of_class, z, members, across):
-    """A reduction over the classes of every group; across the row it is spelt out, one
-    term for each part, since that is not a kernel but a loop."""
-    if not across:
-        return reduction(of_class(z), members, keepdims=True)
-    parts = (
-        jax.lax.slice_in_dim(z, k, k + 1, axis=members) for k in range(z.shape[members])
-    )
-    return functools.reduce(operator, map(of_class, parts))
+        chosen = jnp.argmax(m_of_group, groups, keepdims=True).astype(jnp.int32)
+    else:
+        holding = jnp.where(m_of_group == m, number, count - 1)
+        chosen = jnp.min(holding, groups, keepdims=True)
+    return m, number, chosen
 
 
 def _without_top(top, e):
@@ -202,17 +249,3 @@ def _tail_in_one_loop(z, m, temperature, axis):
     # 0 * e, for a tangent.
     below, at_maximum = two_sums(e, top.astype(e.dtype) + 0 * e, axis)
     return jnp.expand_dims(below + (at_maximum - 1), axis)
-
-
-def _grouping(classes: int) -> tuple[int, int, bool] | None:
-    """(parts, length, across) of a row; None where it is best left whole."""
-    if classes < FEWEST_CLASSES:
-        return None
-    if classes <= MOST_CLASSES_ACROSS:
-        parts = divisor_near(8, classes)
-        return None if parts is None else (parts, classes // parts, True)
-    # 64 of 8192 classes and 512 of 131072, as measured. A row that has to be filled up
-    # is copied.
-    ideal = round(classes**0.75 / 13)
-    length = divisor_near(ideal, classes, shared_by=64) or ideal
-    return -(-classes // length), length, False

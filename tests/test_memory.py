@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxsoft
-from jaxsoft._max_and_tail import _grouping
+from jaxsoft._max_and_tail import MOST_CLASSES_ACROSS, _schedule
 
 # Few rows of many classes, many rows of few, and the batch of a language model.
 SHAPES = ((64, 4096), (4096, 64), (8, 16, 512))
@@ -98,7 +98,6 @@ def test_never_more_than_optax(case, shape, dtype, record_property):
     )
     # Blocks of a long row have one number each, for which XLA finds room in the result;
     # that of JAX 0.12 does not.
-    if jax.__version_info__ >= (0, 11):
-        parts, _, across = _grouping(shape[-1])
-        limit += 0 if across else 4 * logits.size // shape[-1] * parts
+    if jax.__version_info__ >= (0, 11) and shape[-1] > MOST_CLASSES_ACROSS:
+        limit += 4 * logits.size // _schedule(shape[-1]).keywords["length"]
     assert given <= limit, f"{given} bytes, optax {limit}"
