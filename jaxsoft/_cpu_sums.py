@@ -79,12 +79,7 @@ def two_sums(a: Array, b: Array, axis: int) -> tuple[Array, Array]:
 
 
 def in_blocks(v: Array, axis: int, parts: int, length: int) -> Array:
-    """v with its class axis split in two, filled up with -inf."""
-    missing = parts * length - v.shape[axis]
-    if missing:
-        padding = [(0, 0, 0)] * v.ndim
-        padding[axis] = (0, missing, 0)
-        v = jax.lax.pad(v, jnp.array(-jnp.inf, v.dtype), padding)
+    """v with its class axis split in two."""
     return v.reshape(*v.shape[:axis], parts, length, *v.shape[axis + 1 :])
 
 

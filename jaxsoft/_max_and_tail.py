@@ -6,16 +6,18 @@ as a kernel of its own, which takes in arithmetic and exp but no comparison, so 
 tail, which leaves the maximum out, would first be written to memory, twice. Measured on
 two cores in float32, beside jax.nn.logsumexp:
 
-    rows x classes    jax.nn    _plainly    _in_groups
-    256 x 131072       94 ms      150 ms         20 ms
-    4096 x 8192        17 ms      100 ms         22 ms
-    65536 x 128         8 ms       23 ms          7 ms
+    rows x classes    jax.nn    _plainly    here
+    256 x 131072       94 ms      150 ms    20 ms    _in_blocks
+    512 x 50257        74 ms        -       22 ms    _across
+    4096 x 8192        17 ms      100 ms    22 ms    _in_blocks
+    65536 x 128         8 ms       23 ms     7 ms    _across
 
-`_in_groups` adds up the exponentials of groups of classes without any comparison, and
-then goes again through the one group of each row that holds the maximum, this time
-without it. The groups of a long row are blocks: the kernel is several times slower when
-a row does not fit into the cache. Those of a short row lie across it, class l of each
-of a few parts making up group l, which is elementwise work for the whole of a row.
+`_in_blocks` and `_across` add up the exponentials of groups of classes without any
+comparison, and then go again through the one group of each row that holds the maximum,
+this time without it. The groups of a long row are blocks: the kernel is several times
+slower when a row does not fit into the cache. Those of a short row, and of one that no
+block divides, lie across it, class l of each of a few parts making up group l, which is
+elementwise work for the whole of a row. A row of a few classes is one loop.
 """
 
 import functools
