@@ -91,16 +91,20 @@ def _local_max_and_tail(z, weights, temperature, axes):
     one_axis = len(axes) == 1 and not split_by_type(z, axes)
     if weights is not None or not one_axis or not in_float32 or not z.size:
         return plainly(z, temperature)
-    schedule = functools.partial(_schedule(z.shape[axes[0]]), axis=axes[0])
+    schedule = _schedule(z.shape[axes[0]])
+    if schedule is None:
+        return plainly(z, temperature)
+    schedule = functools.partial(schedule, axis=axes[0])
     return jax.lax.platform_dependent(z, temperature, cpu=schedule, default=plainly)
 
 
-def _schedule(classes: int) -> Callable[..., tuple[Array, Array]]:
-    """What is fastest on a CPU, for a row of so many classes."""
+def _schedule(classes: int) -> Callable[..., tuple[Array, Array]] | None:
+    """What is fastest on a CPU, for a row of so many classes; None for `_plainly`."""
     if classes < FEWEST_CLASSES:
         return _in_one_loop
     if classes <= MOST_CLASSES_ACROSS:
-        return functools.partial(_across, parts=divisor_near(8, classes) or 8)
+        parts = divisor_near(8, classes)
+        return parts and functools.partial(_across, parts=parts)
     # 64 of 8192 classes and 512 of 131072, as measured.
     length = divisor_near(round(classes**0.75 / 13), classes, shared_by=64)
     if length is None:

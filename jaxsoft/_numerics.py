@@ -15,8 +15,6 @@ its derivatives are too, to all orders. The rules below say no more than that, a
 the derivative is at the points where a division by tau or an infinity would make NaN.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -183,14 +181,7 @@ def times_log(p: Array, d: Array) -> Array:
     return p * jnp.where(p == 0, 0, d)
 
 
-def sum_over_others(
-    q: Array,
-    z: Array,
-    m: Array,
-    s: Array,
-    axes: Axes,
-    row_sum: Callable[[Array, Axes], Array] = row_sum,
-) -> Array:
+def sum_over_others(q: Array, z: Array, m: Array, s: Array, axes: Axes) -> Array:
     """For each class, the sum of q over all the other classes."""
     others = apart(row_sum(q * below_maximum(z, m), axes), m)
     total = apart(row_sum(q, axes), m)

@@ -128,9 +128,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
     else:
         q, to_targets = jax.vjp(lambda v: _coefficients(v, mask, z), targets)
         q_g = g * q
-        # The sums are of q, and not of the cotangent, which JAX must transpose.
-        others = sum_over_others(q, z, m, s, axes, sum_of_choices)
-        dz = g * (e * others - q * (s + (1 - e)))
+        dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * (s + (1 - e))
         dtargets = to_targets(times_nll(g, nll_of_class))[0]
     dspread_weight = None
     if spread_weight is not None:
