@@ -104,7 +104,7 @@ def _schedule(classes: int) -> Callable[..., tuple[Array, Array]] | None:
         return _in_one_loop
     if classes <= MOST_CLASSES_ACROSS:
         parts = divisor_near(8, classes)
-        return parts and functools.partial(_across, parts=parts)
+        return None if parts is None else functools.partial(_across, parts=parts)
     # 64 of 8192 classes and 512 of 131072, as measured.
     length = divisor_near(round(classes**0.75 / 13), classes, shared_by=64)
     if length is None:

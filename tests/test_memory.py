@@ -4,6 +4,7 @@ No device is needed to know it: `memory_analysis` tells what the compiled progra
 allocates beyond its arguments and results.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -99,5 +100,7 @@ def test_never_more_than_optax(case, shape, dtype, record_property):
     # Blocks of a long row have one number each, for which XLA finds room in the result;
     # that of JAX 0.12 does not.
     if jax.__version_info__ >= (0, 11) and shape[-1] > MOST_CLASSES_ACROSS:
-        limit += 4 * logits.size // _schedule(shape[-1]).keywords["length"]
+        schedule = _schedule(shape[-1])
+        assert isinstance(schedule, functools.partial)
+        limit += 4 * logits.size // schedule.keywords["length"]
     assert given <= limit, f"{given} bytes, optax {limit}"
