@@ -11,17 +11,14 @@ read of the input, a read and a write, or the matrix products alone, in the same
 import argparse
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
 from benchmarks import cells
+from benchmarks.provenance import machine, provenance
 from benchmarks.timing import measured
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,26 +40,6 @@ def every_cell(smallest: bool, only: str, dtypes: list[str]):
         for dtype in dtypes
         if only in operation
     ]
-
-
-def environment(arguments: list[str]) -> dict:
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "command": " ".join(["python -m benchmarks", *arguments]),
-        "commit": commit.stdout.strip() or None,
-        "device": jax.devices()[0].device_kind,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
-    }
 
 
 def line(result: dict) -> str:
@@ -98,7 +75,12 @@ def main(arguments: list[str]) -> None:
     print(f"geometric mean over {len(ratios)} cells: {mean:.2f} times the fastest peer")
     device = jax.devices()[0].platform
     output = options.output or RESULTS / f"{device}.json"
-    report = {**environment(arguments), "geometric_mean": mean, "cells": results}
+    report = {
+        **provenance("benchmarks", arguments, PACKAGES),
+        **machine(),
+        "geometric_mean": mean,
+        "cells": results,
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {output}")

@@ -12,12 +12,9 @@ import argparse
 import json
 import math
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +34,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxsoft
+from benchmarks.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "tpu_v5e.json"
 TOKENS, FEATURES = 8192, 4096
@@ -155,30 +153,18 @@ def compiled(case: Case) -> dict:
     }
 
 
-def environment(arguments: list[str]) -> dict:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "command": " ".join(["python -m benchmarks.tpu", *arguments]),
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "versions": {
-            package: metadata.version(package)
-            for package in ("jax", "jaxlib", "libtpu")
-        },
-        "tokens": TOKENS,
-        "features": FEATURES,
-        "dense_rows": DENSE_ROWS,
-    }
-
-
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu")
     parser.add_argument("--quick", action="store_true", help="one program, not stored")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    report = {**environment(arguments), "programs": []}
+    report = {
+        **provenance("benchmarks.tpu", arguments, ("jax", "jaxlib", "libtpu")),
+        "tokens": TOKENS,
+        "features": FEATURES,
+        "dense_rows": DENSE_ROWS,
+        "programs": [],
+    }
     for case in CASES[:1] if options.quick else CASES:
         row = compiled(case)
         report["programs"].append(row)

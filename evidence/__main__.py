@@ -8,35 +8,18 @@ A page is written where everything was measured.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from benchmarks.provenance import machine, provenance
 from evidence import page, precision, stability
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "evidence.md"
 PACKAGES = ("jax", "jaxlib", "optax", "mpmath", "numpy")
-
-
-def environment(arguments: list[str]) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "command": " ".join(["python -m evidence", *arguments]),
-        "commit": commit.stdout.strip() or None,
-        "device": jax.devices()[0].device_kind,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in PACKAGES},
-    }
 
 
 def measured(only: str, dtypes: list[str]) -> dict[str, Any]:
@@ -63,7 +46,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, help="default: results/<device>.json")
     options = parser.parse_args(arguments)
     dtypes = options.dtype or list(precision.DTYPES)
-    report = environment(arguments) | measured(options.only, dtypes)
+    report = {
+        **provenance("evidence", arguments, PACKAGES),
+        **machine(),
+        **measured(options.only, dtypes),
+    }
     text = page.rendered(report)
     print(text)
     output = options.output or RESULTS / f"{jax.devices()[0].platform}.json"

@@ -224,7 +224,7 @@ MUTANTS = [
     Mutant(
         "the parts of a row count what they share twice",
         "_max_and_tail",
-        "return v if seen == 0 else jnp.where(lane < seen, -jnp.inf, v)",
+        "return v if seen[k] == 0 else jnp.where(lane < seen[k], -jnp.inf, v)",
         "return v",
         "test_precision.py",
         "do_not_divide",

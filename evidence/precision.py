@@ -81,6 +81,26 @@ def _at_tau(rows: Rows) -> Rows:
 
 optax_indices = optax.softmax_cross_entropy_with_integer_labels
 
+
+def jax_nn_indices(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """The cross-entropy of class indices, as one writes it with jax.nn."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(x), labels[:, None], -1)[:, 0]
+
+
+def _of_label(which: str, label: Callable[[Rows], np.ndarray]) -> Function:
+    return Function(
+        f"cross_entropy, {which}",
+        {
+            "jaxsoft": jaxsoft.cross_entropy,
+            "jax.nn": jax_nn_indices,
+            "optax": optax_indices,
+        },
+        lambda rows: oracle.cross_entropy(rows.x, label(rows)),
+        lambda rows: oracle.cross_entropy_gradient(rows.p, label(rows)),
+        label,
+    )
+
+
 FUNCTIONS = [
     Function(
         "logsumexp",
@@ -117,32 +137,8 @@ FUNCTIONS = [
         lambda rows: oracle.entropy(rows.x),
         None,
     ),
-    Function(
-        "cross_entropy, label at the maximum",
-        {
-            "jaxsoft": jaxsoft.cross_entropy,
-            "jax.nn": lambda x, y: (
-                -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], -1)[:, 0]
-            ),
-            "optax": optax_indices,
-        },
-        lambda rows: oracle.cross_entropy(rows.x, rows.best),
-        lambda rows: oracle.cross_entropy_gradient(rows.p, rows.best),
-        lambda rows: rows.best,
-    ),
-    Function(
-        "cross_entropy, another label",
-        {
-            "jaxsoft": jaxsoft.cross_entropy,
-            "jax.nn": lambda x, y: (
-                -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], -1)[:, 0]
-            ),
-            "optax": optax_indices,
-        },
-        lambda rows: oracle.cross_entropy(rows.x, rows.other),
-        lambda rows: oracle.cross_entropy_gradient(rows.p, rows.other),
-        lambda rows: rows.other,
-    ),
+    _of_label("label at the maximum", lambda rows: rows.best),
+    _of_label("another label", lambda rows: rows.other),
     Function(
         f"cross_entropy at temperature {TAU}",
         {

@@ -10,18 +10,13 @@ import optax
 
 from evidence.grid import everything, nan_rows
 from evidence.points import grid_arguments
+from evidence.precision import jax_nn_indices, optax_indices
 from evidence.tests import laws
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def _at(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """t f(x / t): how one writes a temperature that a function does not have."""
     return lambda x, t: t * f(x / t)
-
-
-def _indices(x: jax.Array, labels: jax.Array) -> jax.Array:
-    return -jnp.take_along_axis(jax.nn.log_softmax(x), labels[:, None], -1)[:, 0]
 
 
 # By law: other libraries' functions of its arguments, as far as they have them.
@@ -47,8 +42,8 @@ PEERS: dict[str, dict[str, Callable[..., Any]]] = {
         "jax.nn": lambda x, where, t: jax.nn.log_softmax(x / t, where=where)
     },
     "cross_entropy": {
-        "jax.nn": _indices,
-        "optax": optax.softmax_cross_entropy_with_integer_labels,
+        "jax.nn": jax_nn_indices,
+        "optax": optax_indices,
     },
     "cross_entropy_probabilities": {"optax": optax.softmax_cross_entropy},
     "kl_divergence": {

@@ -41,6 +41,13 @@ class Axes(tuple[int, ...]):
         return hash((tuple(self), self.mesh_names))
 
 
+def names_of(entry: Any) -> tuple[Hashable, ...]:
+    """Mesh axes, given as one name, several or none, as in a PartitionSpec."""
+    if entry is None:
+        return ()
+    return tuple(entry) if isinstance(entry, tuple | list) else (entry,)
+
+
 def row_sum(v: Array, axes: Axes, dtype: DTypeLike | None = None) -> Array:
     """The sum over all classes of a row; the class axes are kept with size 1."""
     total = jnp.sum(v, axes, keepdims=True, dtype=dtype)
@@ -64,6 +71,12 @@ def split_by_type(v: Any, axes: Iterable[int]) -> bool:
     """
     spec = jax.typeof(v).sharding.spec
     return any(spec[axis] is not None for axis in axes)
+
+
+def in_one_piece(v: Array, axes: Axes) -> bool:
+    """Whether the classes lie along one axis, are there, and may be taken apart: what
+    a CPU's schedules ask for."""
+    return len(axes) == 1 and v.size > 0 and not split_by_type(v, axes)
 
 
 def split_alike(v: Array, like: Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._axes import Axes, class_count
+from jaxsoft._axes import Axes, class_count, names_of
 from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._saturation import converted
 
@@ -78,9 +78,7 @@ def as_axes(function: str, axis: Axis, ndim: int, axis_name: AxisName = None) ->
 
 
 def _as_mesh_names(function: str, axis_name: AxisName) -> tuple[Hashable, ...]:
-    if axis_name is None:
-        return ()
-    names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+    names = names_of(axis_name)
     for name in names:
         try:
             jax.lax.axis_size(name)
@@ -89,7 +87,7 @@ def _as_mesh_names(function: str, axis_name: AxisName) -> tuple[Hashable, ...]:
                 f"{function}: axis_name must name mesh axes of an enclosing "
                 f"jax.shard_map; got {axis_name!r}"
             ) from None
-    return tuple(names)
+    return names
 
 
 def as_integer(value: Any) -> int | None:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._axes import Axes, device_sum, row_sum, split_by_type
+from jaxsoft._axes import Axes, device_sum, in_one_piece, row_sum
 
 UNROLLED = 8
 # A loop adds up one term after the other, and drifts.
@@ -32,7 +32,7 @@ LONGEST_RUN = 64
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def sum_of_choices(v: Array, axes: Axes) -> Array:
     """row_sum of terms that comparisons chose."""
-    if len(axes) > 1 or not v.size or split_by_type(v, axes):
+    if not in_one_piece(v, axes):
         return row_sum(v, axes)
     total = jax.lax.platform_dependent(
         v,
@@ -53,7 +53,7 @@ def _in_loops(v, *, axis):
     length = _length_of_loop(v.shape[axis])
     if length is None:
         return jnp.sum(v, axis, keepdims=True)
-    v = in_blocks(v, axis, v.shape[axis] // length, length)
+    v = split_axis(v, axis, length)
     # The second sum is 0 or NaN. One that is not used, XLA leaves out.
     total, zero = two_sums(v, 0 * jnp.clip(v, -1, 1), axis + 1)
     return jnp.sum(total + zero, axis, keepdims=True)
@@ -78,9 +78,9 @@ def two_sums(a: Array, b: Array, axis: int) -> tuple[Array, Array]:
     )
 
 
-def in_blocks(v: Array, axis: int, parts: int, length: int) -> Array:
-    """v with its class axis split in two."""
-    return v.reshape(*v.shape[:axis], parts, length, *v.shape[axis + 1 :])
+def split_axis(v: Array, axis: int, length: int) -> Array:
+    """v with an axis split in two, of blocks and of the entries of a block."""
+    return v.reshape(*v.shape[:axis], -1, length, *v.shape[axis + 1 :])
 
 
 def divisor_near(ideal: int, number: int, shared_by: int = 1) -> int | None:

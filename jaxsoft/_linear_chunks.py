@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsoft._axes import local_index
 from jaxsoft._batching import largest_of_batch
 from jaxsoft._numerics import accumulation_dtype
 from jaxsoft._saturation import saturated
@@ -121,11 +122,6 @@ def is_label(chunk, tokens):
     return hit if chunk.fresh is None else hit & chunk.fresh
 
 
-def included(chunk, mask, z):
-    w = jnp.broadcast_to(chunk.spread_weight.astype(z.dtype), z.shape)
-    return w if mask is None else jnp.where(mask, w, 0)
-
-
 def assembled(dchunks, head: Any, stream) -> Any:
     """The chunks' cotangents side by side, as the head's."""
     size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
@@ -158,9 +154,8 @@ def logit_of_label(z, chunk, tokens):
         return jnp.sum(jnp.where(is_label(chunk, tokens), z, 0), 1, keepdims=True)
 
     def taken(z):
-        index = tokens.labels.class_index - chunk.classes[:, :1]
-        found = (index >= 0) & (index < z.shape[1])
-        index = jnp.clip(index, 0, z.shape[1] - 1)
+        in_chunk = tokens.labels.class_index - chunk.classes[:, :1]
+        index, found = local_index(in_chunk, z.shape[1], ())
         if chunk.fresh is not None:
             found = found & chunk.fresh[0, index]
         z = jnp.take_along_axis(z, index, 1, mode="promise_in_bounds")

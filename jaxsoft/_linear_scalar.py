@@ -187,9 +187,8 @@ def _scan_of_chunks(add_chunk, start, rows, chunk):
 
     def joined(stacked):
         v = stacked.reshape(-1, *stacked.shape[2:])
-        return jnp.concatenate(
-            [v[: len(v) - chunk], v[len(v) - chunk + -count % chunk :]]
-        )
+        before, repeated = len(v) - chunk, -count % chunk
+        return jnp.concatenate([v[:before], v[before + repeated :]])
 
     return jax.tree.map(joined, of_rows), carry
 

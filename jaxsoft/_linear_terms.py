@@ -37,7 +37,6 @@ from jaxsoft._linear_chunks import (
     chunk_mask,
     column,
     head_logits,
-    included,
     is_label,
     logit_of_label,
     narrowed,
@@ -55,8 +54,10 @@ from jaxsoft._numerics import (
 )
 from jaxsoft._per_row import times_loss
 from jaxsoft._row_terms import (
+    included,
     label_cotangent,
     logsumexp_over_temperature,
+    logsumexp_slope,
     row_cotangent,
     spread_cotangent,
     times_nll,
@@ -167,10 +168,7 @@ def _bwd(stream, residuals, cotangents):
         d_label = shifted(label_logit, m, temperature)
         dt = g * jnp.where(jnp.isinf(d_label), 0, d_label + u)
         if h is not None:
-            lse_of_max = jnp.where(jnp.isinf(m), 0, m) * inverse_temperature(
-                temperature
-            )
-            dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
+            dt = dt + h * logsumexp_slope(u, m, temperature)
         if k is not None:
             dt = dt + k * (jnp.where(jnp.isinf(w_d), 0, w_d) + w * u)
         if a is not None:
@@ -296,7 +294,7 @@ def _sums_of_chunk(z, chunk, mask, tokens, like):
         e = exp_shifted(z, m, tokens.temperature)
         e_d = sum_of_choices(times_log(e, d), Axes((1,)))
     if like.w is not None:
-        weights = included(chunk, mask, z)
+        weights = included(chunk.spread_weight, mask, z)
         w = jnp.sum(weights, 1, keepdims=True)
         w_d = sum_of_choices(times_loss(weights, d), Axes((1,)))
     if like.top_label is not None:
@@ -425,7 +423,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
     if h is not None:
         dz = dz + h * e
     if k is not None:
-        w = included(chunk, mask, z)
+        w = included(chunk.spread_weight, mask, z)
         dz = dz + spread_cotangent(k, w, w_total, e, s)
         dw = times_nll(k, jnp.log1p(s) - shifted(z, m, temperature))
         dw = dw if mask is None else jnp.where(mask, dw, 0)

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._axes import Axes, row_sum, split_by_type
-from jaxsoft._cpu_sums import divisor_near, in_blocks, two_sums
+from jaxsoft._axes import Axes, in_one_piece, row_sum
+from jaxsoft._cpu_sums import divisor_near, split_axis, two_sums
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
@@ -37,7 +37,7 @@ from jaxsoft._numerics import (
     weighted_exp,
 )
 
-# A row of fewer classes is not worth splitting; one of more is split into blocks.
+# A row of fewer classes is one loop; one of more is split into blocks, if it can be.
 FEWEST_CLASSES = 32
 MOST_CLASSES_ACROSS = 1024
 MOST_NUMBERS_IN_PLACE = 32  # XLA halves longer reductions of integers
@@ -88,10 +88,9 @@ def _max_and_tail_jvp(axes, primals, tangents):
 def _local_max_and_tail(z, weights, temperature, axes):
     plainly = functools.partial(_plainly, weights=weights, axes=axes)
     in_float32 = accumulation_dtype(z.dtype) == jnp.float32
-    one_axis = len(axes) == 1 and not split_by_type(z, axes)
-    if weights is not None or not one_axis or not in_float32 or not z.size:
-        return plainly(z, temperature)
-    schedule = _schedule(z.shape[axes[0]])
+    schedule = None
+    if weights is None and in_float32 and in_one_piece(z, axes):
+        schedule = _schedule(z.shape[axes[0]])
     if schedule is None:
         return plainly(z, temperature)
     schedule = functools.partial(schedule, axis=axes[0])
@@ -165,7 +164,7 @@ def _in_one_loop(z, temperature, *, axis):
 
 
 def _in_blocks(z, temperature, *, axis, length):
-    z = in_blocks(z, axis, z.shape[axis] // length, length)
+    z = split_axis(z, axis, length)
     groups, members = axis, axis + 1
     t = None if temperature is None else jnp.expand_dims(temperature, axis)
 
@@ -185,26 +184,24 @@ def _in_blocks(z, temperature, *, axis, length):
 def _across(z, temperature, *, axis, parts):
     classes = z.shape[axis]
     length = -(-classes // parts)
+    # The last parts start earlier, with classes that a part before them had.
     starts = [min(k * length, classes - length) for k in range(parts)]
+    seen = [k * length - start for k, start in enumerate(starts)]
     shape = [length if i == axis else 1 for i in range(z.ndim)]
     lane = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
     def part(k):
         v = jax.lax.slice_in_dim(z, starts[k], starts[k] + length, axis=axis)
         v = v.astype(jnp.float32)
-        seen = k * length - starts[k]  # by the part before
-        return v if seen == 0 else jnp.where(lane < seen, -jnp.inf, v)
+        return v if seen[k] == 0 else jnp.where(lane < seen[k], -jnp.inf, v)
 
     m_of_group = functools.reduce(jnp.maximum, map(part, range(parts)))
     m_of_group = jax.lax.stop_gradient(m_of_group)
     m, number, chosen = _group_of_maximum(m_of_group, axis)
     column = [parts if i == axis else 1 for i in range(z.ndim)]
-    first, seen = (
-        jnp.array(v, jnp.int32).reshape(column)
-        for v in (starts, [k * length - start for k, start in enumerate(starts)])
-    )
+    first, had = (jnp.array(v, jnp.int32).reshape(column) for v in (starts, seen))
     group = jnp.take_along_axis(z, first + chosen, axis, mode="promise_in_bounds")
-    group = jnp.where(chosen < seen, -jnp.inf, group.astype(jnp.float32))
+    group = jnp.where(chosen < had, -jnp.inf, group.astype(jnp.float32))
     tail = _tail_in_one_loop(group, m, temperature, axis)
     top = _after(tail, m)
     sum_of_group = functools.reduce(

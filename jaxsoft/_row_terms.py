@@ -24,10 +24,10 @@ from jaxsoft._autodiff import with_jvp
 from jaxsoft._axes import (
     device_sum,
     first_class,
+    in_one_piece,
     local_index,
     row_sum,
     split_alike,
-    split_by_type,
 )
 from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._max_and_tail import split_logits
@@ -94,7 +94,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
         if isinstance(targets, RowLabels):
             lse = jnp.where(targets.counted, lse, 0)
     if spread_weight is not None:
-        w = _included(spread_weight, mask, z)
+        w = included(spread_weight, mask, z)
         spread = _expectation(w, nll_of_class, axes)
     return RowTerms(nll, lse, spread), (m, s)
 
@@ -132,7 +132,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
         dtargets = to_targets(times_nll(g, nll_of_class))[0]
     dspread_weight = None
     if spread_weight is not None:
-        w = _included(spread_weight, mask, z)
+        w = included(spread_weight, mask, z)
         dz = dz + spread_cotangent(k, w, row_sum(w, axes), e, s)
         q_g = q_g + k * w
         dw = times_nll(k, nll_of_class)
@@ -148,10 +148,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
         u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
         dt = row_sum(q_g * jnp.where(jnp.isinf(d), 0, d + u), axes)
         if with_lse:
-            lse_of_max = jnp.where(jnp.isinf(m), 0, m) * inverse_temperature(
-                temperature
-            )
-            dt = dt + h * (u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max))
+            dt = dt + h * logsumexp_slope(u, m, temperature)
         dtemperature = jnp.sign(temperature) * inverse_temperature(temperature) * dt
     dx, dsoftcap = to_input(dz)
     return dx, dtargets, dspread_weight, None, dtemperature, dsoftcap
@@ -214,10 +211,10 @@ def _label_logit(x, labels, where, temperature, softcap, axes):
         return jnp.where(found, z, 0)
 
     given = x, labels, where, temperature, softcap
-    if len(axes) > 1 or x.size == 0 or split_by_type(x, axes):
-        z = compared(*given)
-    else:
+    if in_one_piece(x, axes):
         z = jax.lax.platform_dependent(*given, cpu=taken, default=compared)
+    else:
+        z = compared(*given)
     return device_sum(z, axes.mesh_names)
 
 
@@ -243,7 +240,7 @@ def _coefficients(targets, mask, z):
     return q * targets.class_weight.astype(z.dtype)
 
 
-def _included(spread_weight, mask, z):
+def included(spread_weight, mask, z):
     w = split_alike(jnp.broadcast_to(spread_weight.astype(z.dtype), z.shape), z)
     return w if mask is None else jnp.where(mask, w, 0)
 
@@ -263,6 +260,12 @@ def logsumexp_over_temperature(m, s, temperature):
         return m + jnp.log1p(s)
     t = jnp.where(is_hard(temperature), 0, jnp.abs(temperature))
     return jnp.where(m == 0, 0, m / t) + jnp.log1p(s)
+
+
+def logsumexp_slope(u, m, temperature):
+    """t times the derivative in t of logsumexp/t: U - m/t, without infinities of m."""
+    lse_of_max = jnp.where(jnp.isinf(m), 0, m) * inverse_temperature(temperature)
+    return u - jnp.where(jnp.isinf(lse_of_max), 0, lse_of_max)
 
 
 def _sum_to_shape(dw, spread_weight):

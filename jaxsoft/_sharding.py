@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxsoft._axes import Axes, varying
+from jaxsoft._axes import Axes, names_of, varying
 from jaxsoft._checks import (
     AxisName,
     as_array,
@@ -177,7 +177,7 @@ class _Split(NamedTuple):
 
     @property
     def token_names(self) -> tuple[Hashable, ...]:
-        return tuple(name for entry in self.batch for name in _names_of(entry))
+        return tuple(name for entry in self.batch for name in names_of(entry))
 
 
 class _Call(NamedTuple):
@@ -201,14 +201,8 @@ class _Layout(NamedTuple):
         return sum(kept, ())
 
 
-def _names_of(entry: Any) -> tuple[Hashable, ...]:
-    if entry is None:
-        return ()
-    return tuple(entry) if isinstance(entry, tuple | list) else (entry,)
-
-
 def _as_names(mesh: Any, argument: str, names: Any) -> tuple[Hashable, ...]:
-    names = _names_of(names)
+    names = names_of(names)
     wrong = [
         name
         for name in names
@@ -228,7 +222,7 @@ def _shown(names: tuple[Hashable, ...]) -> str:
 
 def _as_batch(mesh: Any, tokens: Any) -> tuple[Any, ...]:
     batch = tuple(tokens) if isinstance(tokens, PartitionSpec) else (tokens,)
-    _as_names(mesh, "tokens", [name for entry in batch for name in _names_of(entry)])
+    _as_names(mesh, "tokens", [name for entry in batch for name in names_of(entry)])
     return () if batch == (None,) else batch
 
 
@@ -286,7 +280,7 @@ def _layout(arrays: Mapping[str, Any], call: _Call) -> _Layout:
 
 def _check_divisible(shape, axes, entries, mesh):
     for i, (size, entry) in enumerate(zip(shape, entries)):
-        names = _names_of(entry)
+        names = names_of(entry)
         devices = math.prod(mesh.shape[name] for name in names)
         if size % devices:
             what = "classes" if i in axes else "tokens along a batch axis"
@@ -334,7 +328,7 @@ def _placed(array: Array, mesh: Any, spec: PartitionSpec) -> Array:
         for name, kind in zip(mesh.axis_names, mesh.axis_types)
         if kind == AxisType.Explicit
     }
-    entries = (tuple(n for n in _names_of(e) if n in explicit) for e in spec)
+    entries = (tuple(n for n in names_of(e) if n in explicit) for e in spec)
     spec = PartitionSpec(*(entry or None for entry in entries))
     return jax.sharding.reshard(array, NamedSharding(mesh, spec))
 

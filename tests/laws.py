@@ -169,6 +169,13 @@ _LOSS_OPTIONS = {
 }
 _LAST = {"axis": -1}
 _HEAD = ["hidden", "vocab weight", "labels"]
+_OF_A_MEAN: dict[str, Any] = {
+    "keywords": {"class_weight": "class weight", "sample_weight": "sample weight"},
+    "static": {"reduction": "mean"},
+    "by_row": False,
+    "float32_result": True,
+    "same_bits": False,
+}
 
 LAWS = [
     Law("logsumexp", "logsumexp", ["logits"], static=_LAST),
@@ -209,16 +216,7 @@ LAWS = [
         float32_result=True,
         same_bits=False,
     ),
-    Law(
-        "cross_entropy_mean",
-        "cross_entropy",
-        ["logits", "labels"],
-        {"class_weight": "class weight", "sample_weight": "sample weight"},
-        {"reduction": "mean"},
-        by_row=False,
-        float32_result=True,
-        same_bits=False,
-    ),
+    Law("cross_entropy_mean", "cross_entropy", ["logits", "labels"], **_OF_A_MEAN),
     Law(
         "cross_entropy_probabilities",
         "cross_entropy",
@@ -327,16 +325,7 @@ LAWS = [
         float32_result=True,
         same_bits=False,
     ),
-    Law(
-        "linear_cross_entropy_mean",
-        "linear_cross_entropy",
-        _HEAD,
-        {"class_weight": "class weight", "sample_weight": "sample weight"},
-        {"reduction": "mean"},
-        by_row=False,
-        float32_result=True,
-        same_bits=False,
-    ),
+    Law("linear_cross_entropy_mean", "linear_cross_entropy", _HEAD, **_OF_A_MEAN),
     Law(
         "linear_log_probs",
         "linear_log_probs",
