@@ -73,9 +73,11 @@ def two_sums(a: Array, b: Array, axis: int) -> tuple[Array, Array]:
     """The sums of a and b in one loop. Both must be used, and where the rules around
     them are dropped, as in a scan that is differentiated twice, have a tangent."""
     zero = jnp.zeros((), a.dtype)
-    return jax.lax.reduce(
-        (a, b), (zero, zero), lambda v, w: (v[0] + w[0], v[1] + w[1]), (axis,)
-    )
+    return jax.lax.reduce((a, b), (zero, zero), _added, (axis,))
+
+
+def _added(v, w):
+    return v[0] + w[0], v[1] + w[1]
 
 
 def split_axis(v: Array, axis: int, length: int) -> Array:

@@ -1,5 +1,6 @@
 """Strict JAX, seeded numbers, and the measured figures at the end of a run."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,17 @@ COMMON = {"deadline": None, "database": None, "print_blob": True}
 hypothesis.settings.register_profile("ci", derandomize=True, max_examples=60, **COMMON)
 hypothesis.settings.register_profile("thorough", max_examples=3000, **COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+# JAX keeps every program, and all that it was made of. Python would look for garbage in
+# it again and again, at last for ten seconds each time.
+gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage_in_compiled_programs() -> Iterator[None]:
+    yield
+    gc.freeze()
 
 
 @pytest.fixture

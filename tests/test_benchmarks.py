@@ -24,9 +24,11 @@ def test_smallest_cells(operation, tmp_path, capsys, monkeypatch):
     assert cell["milliseconds"].keys() >= {"jaxsoft", "optax", "floor"}
     assert all(value > 0 for value in cell["milliseconds"].values())
     times = cell["milliseconds"]
-    assert cell["fastest_peer"] == "optax"
+    peers = {name: t for name, t in times.items() if "jaxsoft" not in name}
+    del peers["floor"]
+    assert cell["fastest_peer"] == min(peers, key=peers.__getitem__)
     assert cell["times_the_fastest_peer"] == pytest.approx(
-        times["optax"] / times["jaxsoft"], rel=0.02, abs=0.002
+        min(peers.values()) / times["jaxsoft"], rel=0.02, abs=0.002
     )
     assert cell["times_the_floor"] == pytest.approx(
         times["jaxsoft"] / times["floor"], rel=0.02, abs=0.01

@@ -60,7 +60,7 @@ def finished(processes: list[subprocess.Popen]) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", ["axis_name", "shard_vocab", "collectives", "jit", "explicit"]
+    "check", ["axis_name", "shard_vocab", "collectives", "split_by_jit"]
 )
 def test_on_eight_devices(check: str) -> None:
     finished([started(8, check)])
@@ -482,13 +482,16 @@ def check_collectives():
 DENSE = [name for name in CALLS if "linear" not in name]
 
 
-def check_split_by_jit(kind, names):
-    """Dense functions under plain jit: nothing near the size of a device's logits is
-    sent, and the values are those of one device."""
-    both = (mesh_of(kind, t=2, v=4), "t", "v")
-    one = [(mesh_of(kind, v=8), None, "v"), (mesh_of(kind, v=8), "v", None)]
+def check_split_by_jit():
+    """Dense functions under plain jit, on meshes with and without explicit axes:
+    nothing near the size of a device's logits is sent, and the values are those of one
+    device."""
+    kinds = AxisType.Auto, AxisType.Explicit
+    both = [(mesh_of(kind, t=2, v=4), "t", "v") for kind in kinds]
+    classes = [(mesh_of(kind, v=8), None, "v") for kind in kinds]
+    tokens = [(mesh_of(kind, v=8), "v", None) for kind in kinds]
     whole = data(MANY_TOKENS, MANY_CLASSES, MANY_FEATURES)
-    for name in names:
+    for name in DENSE:
         function, small = CALLS[name]
         plain = {
             "x": "other" if name == "kl_divergence" else "x",
@@ -503,10 +506,10 @@ def check_split_by_jit(kind, names):
             functools.partial(derivatives, function, with_tangent=name == "logsumexp")
         )
         theirs = program({key: whole[source] for key, source in keys.items()})
-        meshes = [both, *one] if name == "cross_entropy" else [both]
-        for mesh, tokens, vocab in meshes:
+        meshes = [*both, *classes, *tokens] if name == "cross_entropy" else both
+        for mesh, of_tokens, of_vocab in meshes:
             with jax.set_mesh(mesh):
-                given = large_data(mesh, tokens, vocab)
+                given = large_data(mesh, of_tokens, of_vocab)
                 given = {key: given[source] for key, source in keys.items()}
                 compiled = program.lower(given).compile()
                 ours = compiled(given)
@@ -515,14 +518,6 @@ def check_split_by_jit(kind, names):
             # A device has 32768 logits; a number for each of 64 rows on each of 8
             # devices, or for each of 4096 classes, may be sent.
             assert largest <= 4096, (name, mesh, collectives(compiled))
-
-
-def check_jit():
-    check_split_by_jit(AxisType.Auto, DENSE)
-
-
-def check_explicit():
-    check_split_by_jit(AxisType.Explicit, DENSE)
 
 
 def assert_shards(ours, reference):
