@@ -391,10 +391,12 @@ def assert_close(actual: Any, expected: Any, roundings: float, what: str) -> Non
     )
 
 
-# What is compiled for a few numbers need not be fast.
-quickly = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
+# What is compiled for a few numbers need not be fast. XLA's older emitters take a third
+# of the time of its new ones; newer versions no longer have them.
+QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
+quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
 
 
 def value_and_pullback(law: Law):

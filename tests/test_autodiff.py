@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
+from laws import quickly
 
 import jaxsoft
 
@@ -74,7 +75,7 @@ def _all_derivatives(f, x, y):
 
 def test_derivatives_under_jit():
     expected, given, checkpointed = (
-        jax.jit(functools.partial(_all_derivatives, f))(X, Y)
+        quickly(functools.partial(_all_derivatives, f))(X, Y)
         for f in (reference, product, jax.checkpoint(product))
     )
     for name in DERIVATIVES:
@@ -93,7 +94,7 @@ def test_vmap():
     for axes in ((0, None), (None, 0)):
         args = [v if a == 0 else w for v, w, a in ((xs, X, axes[0]), (ys, Y, axes[1]))]
         given, expected = (
-            jax.jit(jax.vmap(functools.partial(_all_derivatives, f), axes))(*args)
+            quickly(jax.vmap(functools.partial(_all_derivatives, f), axes))(*args)
             for f in (product, reference)
         )
         close(given, expected)
@@ -110,7 +111,7 @@ def test_scan():
 
     for derivative in (jax.jacrev, jax.jacfwd, jax.hessian):
         given, expected = (
-            jax.jit(derivative(functools.partial(total, f), (0, 1)))(X, Y)
+            quickly(derivative(functools.partial(total, f), (0, 1)))(X, Y)
             for f in (product, reference)
         )
         # Three steps multiply the few roundings of each.
@@ -197,7 +198,7 @@ def test_integers_under_vmap_and_scan():
     def slope(f, options):
         return jax.jacfwd(lambda pair: _floats_of(f(pair, options)))(PAIR)
 
-    given = jax.jit(jax.vmap(functools.partial(slope, on_trees)))(options)
+    given = quickly(jax.vmap(functools.partial(slope, on_trees)))(options)
     expected = jax.vmap(functools.partial(slope, _on_trees))(options)
     close(given, expected)
     _, scanned = jax.lax.scan(lambda c, o: (c, slope(on_trees, o)), 0, options)
@@ -249,7 +250,7 @@ def test_nondiff_argnums(position):
 
     for mode in (jax.jacfwd, jax.jacrev, jax.hessian):
         given, expected = (
-            jax.jit(mode(with_static(g), (0, 1)))(X, Y) for g in (f, plain)
+            quickly(mode(with_static(g), (0, 1)))(X, Y) for g in (f, plain)
         )
         close(given, expected)
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from laws import QUICKLY
 
 import jaxsoft
 from jaxsoft import shard_vocab
@@ -29,9 +30,10 @@ MANY_TOKENS, MANY_CLASSES, MANY_FEATURES = 64, 4096, 48
 
 
 def started(devices: int, *arguments: str) -> subprocess.Popen:
+    folders = [Path(jaxsoft.__file__).parent.parent, Path(__file__).parent]
     flags = [
         f"--xla_force_host_platform_device_count={devices}",
-        "--xla_backend_optimization_level=0",  # compiles faster
+        *(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()),
     ]
     return subprocess.Popen(
         [sys.executable, __file__, *arguments],
@@ -39,7 +41,7 @@ def started(devices: int, *arguments: str) -> subprocess.Popen:
             **os.environ,
             "XLA_FLAGS": " ".join(flags),
             "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(Path(jaxsoft.__file__).parent.parent),
+            "PYTHONPATH": os.pathsep.join(map(str, folders)),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
