@@ -24,7 +24,6 @@ def everything(law: Any, call: Callable[..., Any]) -> Callable[[Any], dict[str, 
     def between_0_and_1(like):
         return jnp.asarray(rng.random(like.shape)).astype(like.dtype)
 
-    @jax.jit
     def results(given):
         def f(*arguments):
             every = list(given)

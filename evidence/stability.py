@@ -70,7 +70,7 @@ def counted(law: Any, call: Callable[..., Any], dtype: str) -> dict[str, Any]:
     nans = {"value": 0, "gradient": 0, "tangent": 0}
     of_rows = np.zeros(len(ordinary), bool)
     numbers = 0
-    for what, result in everything(law, call)(given).items():
+    for what, result in jax.jit(everything(law, call))(given).items():
         nans[what.split()[0]] += int(np.isnan(np.asarray(result, np.float64)).sum())
         of_rows |= nan_rows(result)
         numbers += np.size(result)

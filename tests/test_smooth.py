@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from laws import quickly
 
 from jaxsoft._smooth import (
     smooth_abs,
@@ -479,7 +480,7 @@ def test_temperature_broadcasts_to_x(name):
     x = jnp.linspace(-2, 2, 12).reshape(3, 4)
     rest = with_the_rest(name)
 
-    @jax.jit
+    @quickly
     def slopes(x, t):
         def total(x, t):
             return jnp.sum(jnp.sin(FORMULAS[name][0](x, *rest, temperature=t)))
