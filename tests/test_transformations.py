@@ -236,7 +236,7 @@ def test_checkify_and_shard_map_exported_and_back_with_a_donated_buffer(law: Law
     )
 
     def of_donated(first, rest, cotangent):
-        # Without checkify, JAX does not export what has its checks.
+        # Without checkify, JAX does not serialize what has its checks.
         return checkify.checkify(sharded)([first, *rest], cotangent)[1]
 
     program = jax.jit(of_donated, donate_argnums=0)
