@@ -216,7 +216,7 @@ MUTANTS = [
     Mutant(
         "the group of the maximum counts twice",
         "_max_and_tail",
-        "others = jnp.where(other, sum_of_group, 0)",
+        "others = jnp.where(_numbers(sum_of_group, groups) == chosen, 0, sum_of_group)",
         "others = sum_of_group",
         "test_precision.py",
         "classes",

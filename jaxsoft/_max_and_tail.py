@@ -172,12 +172,12 @@ def _in_blocks(z, temperature, *, axis, length):
         return z.astype(jnp.float32)
 
     m_of_group = jax.lax.stop_gradient(jnp.max(wide(z), members, keepdims=True))
-    m, number, chosen = _group_of_maximum(m_of_group, groups)
+    m, chosen = _group_of_maximum(m_of_group, groups)
     group = jnp.take_along_axis(z, chosen, groups, mode="promise_in_bounds")
     tail = _tail_in_one_loop(wide(group), m, t, members)
     e = exp_without_comparison(wide(z), _after(tail, m), t)
     sum_of_group = jnp.sum(e, members, keepdims=True)
-    s = _total_tail(m, tail, sum_of_group, number != chosen, groups)
+    s = _total_tail(m, tail, sum_of_group, chosen, groups)
     return jnp.squeeze(m, axis), jnp.squeeze(s, axis)
 
 
@@ -197,7 +197,7 @@ def _across(z, temperature, *, axis, parts):
 
     m_of_group = functools.reduce(jnp.maximum, map(part, range(parts)))
     m_of_group = jax.lax.stop_gradient(m_of_group)
-    m, number, chosen = _group_of_maximum(m_of_group, axis)
+    m, chosen = _group_of_maximum(m_of_group, axis)
     column = [parts if i == axis else 1 for i in range(z.ndim)]
     first, had = (jnp.array(v, jnp.int32).reshape(column) for v in (starts, seen))
     group = jnp.take_along_axis(z, first + chosen, axis, mode="promise_in_bounds")
@@ -208,7 +208,7 @@ def _across(z, temperature, *, axis, parts):
         jnp.add,
         (exp_without_comparison(part(k), top, temperature) for k in range(parts)),
     )
-    return m, _total_tail(m, tail, sum_of_group, number != chosen, axis)
+    return m, _total_tail(m, tail, sum_of_group, chosen, axis)
 
 
 def _after(tail, m):
@@ -217,27 +217,28 @@ def _after(tail, m):
     return m + 0 * jax.lax.stop_gradient(tail)
 
 
-def _total_tail(m, tail, sum_of_group, other, groups):
-    others = jnp.where(other, sum_of_group, 0)
+def _total_tail(m, tail, sum_of_group, chosen, groups):
+    others = jnp.where(_numbers(sum_of_group, groups) == chosen, 0, sum_of_group)
     s = tail + jnp.sum(others, groups, keepdims=True)
     return jnp.where(jnp.isneginf(m), 0, s)
 
 
 def _group_of_maximum(m_of_group, groups):
-    """The maximum, the numbers of the groups, and that of the first that holds it.
+    """The maximum, and the number of the first group that holds it.
 
     An argmax is a slow loop. The least of the numbers is found on vectors, but takes an
     array of its own when there are many.
     """
     m = jnp.max(m_of_group, groups, keepdims=True)
-    number = jax.lax.broadcasted_iota(jnp.int32, m_of_group.shape, groups)
     count = m_of_group.shape[groups]
     if count > MOST_NUMBERS_IN_PLACE:
-        chosen = jnp.argmax(m_of_group, groups, keepdims=True).astype(jnp.int32)
-    else:
-        holding = jnp.where(m_of_group == m, number, count - 1)
-        chosen = jnp.min(holding, groups, keepdims=True)
-    return m, number, chosen
+        return m, jnp.argmax(m_of_group, groups, keepdims=True).astype(jnp.int32)
+    holding = jnp.where(m_of_group == m, _numbers(m_of_group, groups), count - 1)
+    return m, jnp.min(holding, groups, keepdims=True)
+
+
+def _numbers(v, axis):
+    return jax.lax.broadcasted_iota(jnp.int32, v.shape, axis)
 
 
 def _without_top(top, e):

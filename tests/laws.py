@@ -6,7 +6,7 @@ drawn. The tests of laws, stability, residuals and half precision run over the t
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -339,6 +339,22 @@ LAWS = [
         same_bits=False,
     ),
 ]
+
+
+def fullest(laws: Iterable[Law]) -> dict[str, Law]:
+    """By function, the one of its laws that has the most arguments."""
+    return {law.function: law for law in sorted(laws, key=_count_of_arguments)}
+
+
+def plainest(laws: Iterable[Law]) -> dict[str, Law]:
+    """By function, the one of its laws that has the fewest arguments."""
+    by_count = sorted(laws, key=_count_of_arguments, reverse=True)
+    return {law.function: law for law in by_count}
+
+
+def _count_of_arguments(law: Law) -> int:
+    return len(law.kinds)
+
 
 # The public names that are in no law of their own, and why.
 WITHOUT_LAW = {

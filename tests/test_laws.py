@@ -16,6 +16,7 @@ from laws import (
     Law,
     assert_close,
     cotangent_for,
+    fullest,
     of_floats,
     quickly,
     value_and_pullback,
@@ -57,9 +58,8 @@ class TestValues(chex.TestCase):
 
 
 # Eager calls trace every time: one law of each function, that with all its options.
-FULLEST = {law.function: law for law in sorted(LAWS, key=lambda law: len(law.kinds))}
 COMPILED_OR_NOT = [("jit", law) for law in LAWS]
-COMPILED_OR_NOT += [("eager", law) for law in FULLEST.values()]
+COMPILED_OR_NOT += [("eager", law) for law in fullest(LAWS).values()]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import LAWS, Law, quickly
+from laws import LAWS, Law, fullest, quickly
 
 import jaxsoft
 from evidence.grid import everything, nan_rows
@@ -24,16 +24,14 @@ def of_rows(law: Law) -> Law:
 STABLE_LAWS = [of_rows(law) for law in LAWS if not law.name.endswith("_mean")]
 # A law with all options has every dtype; the others, whose programs are parts of it,
 # one. A linear head has the dtypes of its products in the small program.
-FULLEST = {
-    law.function: law
-    for law in sorted(STABLE_LAWS, key=lambda law: len(law.kinds))
-    if law.name != "linear_cross_entropy_options"
-}
+IN_EVERY_DTYPE = fullest(
+    law for law in STABLE_LAWS if law.name != "linear_cross_entropy_options"
+).values()
 CASES = [
     (law, dtype)
     for law in STABLE_LAWS
     for dtype in ("float32", "float16", "bfloat16", "float64")
-    if dtype == "float32" or law in FULLEST.values()
+    if dtype == "float32" or law in IN_EVERY_DTYPE
 ]
 
 

@@ -23,6 +23,7 @@ from laws import (
     assert_close,
     cotangent_for,
     of_floats,
+    plainest,
     quickly,
     tangents_for,
     value_and_pullback,
@@ -162,10 +163,7 @@ def under_scan_of_vmap(derivatives, problems):
 
 # Transformations see a rule and its wrapper, which are the same for all options: a
 # function's law with the fewest of them meets every transformation, all at once.
-PLAINEST = {
-    law.function: law
-    for law in sorted(LAWS, key=lambda law: len(law.kinds), reverse=True)
-}
+PLAINEST = plainest(LAWS)
 every_function = pytest.mark.parametrize(
     "law", PLAINEST.values(), ids=lambda law: law.name
 )
