@@ -223,7 +223,7 @@ def _log1p_sum_exp(x, is_yes, where, axes, of_yes):
 
 def _log1p_sum_exp_fwd(x, is_yes, where, axes, of_yes):
     z = _one_kind(x, is_yes, where, of_yes)
-    m, s = max_and_tail(z, None, None, axes)
+    m, s = max_and_tail(z, None, None, None, None, axes)
     tail = _tail_with_zero(m, s)
     return jnp.maximum(m, 0) + jnp.log1p(tail), (x, is_yes, where, m, s)
 

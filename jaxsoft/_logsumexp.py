@@ -27,7 +27,7 @@ from jaxsoft._checks import (
     as_temperature,
     reject_options,
 )
-from jaxsoft._max_and_tail import max_and_tail, split_logits
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
@@ -297,17 +297,23 @@ _logsumexp.defvjp(_fwd, _bwd)
 
 def _weighted_logits(x, b, where, temperature):
     """z; NaN where the weight is 0 does not count."""
-    z = counted_logits(x, where, temperature)
-    return z if b is None else jnp.where((b == 0) & jnp.isnan(z), -jnp.inf, z)
+    return counted_logits(x, _counting(x, b, where), temperature)
+
+
+def _counting(x, b, where):
+    if b is None:
+        return where
+    counts = (b != 0) | ~jnp.isnan(x)
+    return counts if where is None else where & counts
 
 
 def _split(x, z, b, where, temperature, axes):
     """(m, s, S). Weights may make S so small that s = S - 1 has lost its digits."""
     if b is None:
-        m, s = split_logits(x, where, temperature, axes)
+        m, s = max_and_tail(x, where, None, None, temperature, axes)
         return m, s, 1 + s
     weights = b.astype(z.dtype)
-    m, s = max_and_tail(z, weights, temperature, axes)
+    m, s = max_and_tail(x, _counting(x, b, where), None, weights, temperature, axes)
     terms = jnp.where(jnp.isneginf(m), 0, weighted_exp(z, m, weights, temperature))
     return m, s, jnp.where(jnp.abs(s) < 0.5, 1 + s, row_sum(terms, axes))
 

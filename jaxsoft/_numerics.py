@@ -86,7 +86,7 @@ def shifted(z: Array, m: Array, temperature: Array | None) -> Array:
     Shifted first and divided later: z/tau - m/tau would lose the digits of z - m. At
     tau = 0 the maxima have d = 0 and all others -inf.
     """
-    gap = jnp.where(jnp.isinf(z), jnp.minimum(z, 0), z - m)
+    gap = jnp.where(z == jnp.inf, 0, z - _subtractable(m))
     if temperature is None:
         return gap
     hard = is_hard(temperature)
@@ -97,6 +97,11 @@ def shifted(z: Array, m: Array, temperature: Array | None) -> Array:
         jnp.isneginf(gap), gap, jnp.where(jnp.isneginf(gap), 0, gap) / divisor
     )
     return jnp.where(hard & (gap < 0), -jnp.inf, d)
+
+
+def _subtractable(m: Array) -> Array:
+    """0 in place of a maximum of -inf: then z - m is -inf, as all z are, and no NaN."""
+    return jnp.where(jnp.isneginf(m), 0, m)
 
 
 @shifted.defjvp
@@ -134,6 +139,7 @@ def rounding_of_shifted(z: Array, m: Array, d: Array, temperature: Array | None)
 
 
 def _rounding_of_shifted(z, m, d, temperature):
+    m = _subtractable(m)
     gap = z - m
     back = gap - z
     rounding = (z - (gap - back)) - (m + back)  # Knuth's TwoSum

@@ -30,7 +30,7 @@ from jaxsoft._axes import (
     split_alike,
 )
 from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._max_and_tail import split_logits
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
@@ -78,7 +78,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     mask = _mask(where, targets)
     needed = where if spread_weight is None and softcap is None else mask
     z = counted_logits(x, mask, temperature, softcap)
-    m, s = split_logits(x, needed, temperature, axes, softcap)
+    m, s = max_and_tail(x, needed, softcap, None, temperature, axes)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
     nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
     if isinstance(targets, RowLabels):

@@ -26,7 +26,7 @@ from jaxsoft._checks import (
 )
 from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._logsumexp import logsumexp
-from jaxsoft._max_and_tail import split_logits
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
@@ -217,7 +217,7 @@ def _boltzmann_max(x, where, temperature, axes):
 
 def _boltzmann_max_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = split_logits(x, where, temperature, axes)
+    m, s = max_and_tail(x, where, None, None, temperature, axes)
     e = exp_shifted(z, m, temperature)
     below = sum_of_choices(times_log(e, shifted(z, m, None)), axes)
     b = m + below / (1 + s)

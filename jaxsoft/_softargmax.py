@@ -25,7 +25,7 @@ from jaxsoft._checks import (
     fitted,
 )
 from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._max_and_tail import split_logits
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
@@ -127,7 +127,7 @@ def _softargmax(x, positions, where, temperature, axes):
 
 def _softargmax_plain(x, positions, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = split_logits(x, where, temperature, axes)
+    m, s = max_and_tail(x, where, None, None, temperature, axes)
     e = exp_shifted(z, m, temperature)
     a = _positions_that_count(positions, e, axes)
     return sum_of_choices(e * a, axes) / (1 + s), (m, s)

@@ -25,7 +25,7 @@ from jaxsoft._checks import (
     reject_options,
 )
 from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._max_and_tail import split_logits
+from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     apart,
@@ -128,7 +128,7 @@ def _softmax_plain(x, where, temperature, axes):
     if temperature is None:
         p, m, s = _without_comparison(z, axes)
     else:
-        m, s = split_logits(x, where, temperature, axes)
+        m, s = max_and_tail(x, where, None, None, temperature, axes)
         p = probabilities(z, m, s, temperature)
     return p.astype(x.dtype), (m, s)
 
@@ -268,7 +268,7 @@ def _log_softmax(x, where, temperature, axes):
 
 def _log_softmax_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = split_logits(x, where, temperature, axes)
+    m, s = max_and_tail(x, where, None, None, temperature, axes)
     log_p = shifted(z, m, temperature) - jnp.log1p(s)
     return log_p.astype(x.dtype), (m, s)
 
@@ -365,7 +365,7 @@ def _entropy(x, where, temperature, axes):
 
 def _entropy_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = split_logits(x, where, temperature, axes)
+    m, s = max_and_tail(x, where, None, None, temperature, axes)
     d, e = shifted(z, m, temperature), exp_shifted(z, m, temperature)
     u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
     return jnp.log1p(s) + u, (m, s, u)

@@ -22,6 +22,7 @@ LEVELS = {
     "_saturation": 0,
     "_straight_through": 0,
     "_cpu_sums": 1,
+    "_lanes": 1,
     "_numerics": 1,
     "_checks": 2,
     "_max_and_tail": 2,
