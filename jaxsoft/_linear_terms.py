@@ -200,7 +200,7 @@ def _frozen_backward(head, tokens, label_logit, frozen, of_rows, stream):
     # A row without a label has no label_logit.
     label_logit = jnp.where(tokens.labels.class_index < 0, -jnp.inf, label_logit)
     e_label = exp_shifted(label_logit, m, tokens.temperature)
-    of_others, of_label = g, label_cotangent(g, True, e_label, s)
+    of_others, of_label = g, label_cotangent(g, True, e_label, s, e_label)
     if h is not None:
         of_others, of_label = g + h, of_label + h * e_label
     label = jnp.maximum(tokens.labels.class_index[:, 0], 0)
@@ -418,7 +418,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
     e = exp_shifted(z, m, temperature)
-    dz = label_cotangent(g, is_label(chunk, tokens), e, s)
+    dz = label_cotangent(g, is_label(chunk, tokens), e, s, e)
     variance = jnp.zeros_like(m)
     dspread_weight = None
     if h is not None:

@@ -15,12 +15,15 @@ its derivatives are too, to all orders. The rules below say no more than that, a
 the derivative is at the points where a division by tau or an infinity would make NaN.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
 from jaxsoft._axes import Axes, row_sum, split_alike, spread_alike
+from jaxsoft._exp import exp_of_nonpositive_sum, exp_of_sum
 from jaxsoft._saturation import converted
 
 
@@ -119,17 +122,18 @@ def _shifted_jvp(primals, tangents):
     return d, jnp.where(jnp.isinf(z), 0, d_dot)
 
 
-@jax.custom_jvp
-def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def exp_shifted(
+    z: Array, m: Array, temperature: Array | None, below: bool = True
+) -> Array:
     """e = exp(d), without the roundings of the subtraction and the division in d.
 
-    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d). One
-    multiplication puts both back: exp(d + rounding) = exp(d) (1 + rounding).
+    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d). below: no
+    z is above m.
     """
     d = shifted(z, m, temperature)
     rounding = _rounding_of_shifted(z, m, d, temperature)
-    # Of size 1 and more, or NaN at infinities, only where e is 0 or 1.
-    return jnp.exp(d) * (1 + jnp.where(jnp.abs(rounding) < 1, rounding, 0))
+    return (exp_of_nonpositive_sum if below else exp_of_sum)(d, rounding)
 
 
 def rounding_of_shifted(z: Array, m: Array, d: Array, temperature: Array | None):
@@ -143,9 +147,13 @@ def _rounding_of_shifted(z, m, d, temperature):
     gap = z - m
     back = gap - z
     rounding = (z - (gap - back)) - (m + back)  # Knuth's TwoSum
-    if temperature is not None:
+    if temperature is None:
+        rounding = jnp.where(z == jnp.inf, 0, rounding)
+    else:
         rounding = rounding + _remainder(gap, d, jnp.abs(temperature))
         rounding = rounding * inverse_temperature(temperature)
+        # No rounding at all at infinities, of which a temperature may be one.
+        rounding = jnp.where(jnp.abs(rounding) < 1, rounding, 0)
     return jax.lax.stop_gradient(rounding)
 
 
@@ -160,9 +168,9 @@ def _remainder(gap: Array, d: Array, t: Array) -> Array:
 
 
 @exp_shifted.defjvp
-def _exp_shifted_jvp(primals, tangents):
+def _exp_shifted_jvp(below, primals, tangents):
     # e' = e d', and 0 where e is 0, whatever d' is there.
-    e = exp_shifted(*primals)
+    e = exp_shifted(*primals, below)
     _, d_dot = jax.jvp(shifted, primals, tangents)
     return e, jnp.where(e == 0, 0, e * d_dot)
 
@@ -171,9 +179,9 @@ def weighted_exp(
     z: Array, m: Array, weights: Array | None, temperature: Array | None
 ) -> Array:
     """b e. Where b is 0, z may lie far above m, and e is limited to finite numbers."""
-    e = exp_shifted(z, m, temperature)
     if weights is None:
-        return e
+        return exp_shifted(z, m, temperature)
+    e = exp_shifted(z, m, temperature, below=False)
     return weights * jnp.minimum(e, jnp.finfo(e.dtype).max)
 
 

@@ -81,6 +81,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     m, s = max_and_tail(x, needed, softcap, None, temperature, axes)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
     nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
+    of_label = None
     if isinstance(targets, RowLabels):
         of_label = _label_logit(x, targets, mask, temperature, softcap, axes)
         nll = jnp.log1p(s) - shifted(of_label, m, temperature)
@@ -96,7 +97,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     if spread_weight is not None:
         w = included(spread_weight, mask, z)
         spread = _expectation(w, nll_of_class, axes)
-    return RowTerms(nll, lse, spread), (m, s)
+    return RowTerms(nll, lse, spread), (m, s, of_label)
 
 
 def _fwd(x, targets, spread_weight, where, temperature, softcap, axes, with_lse):
@@ -107,7 +108,8 @@ def _fwd(x, targets, spread_weight, where, temperature, softcap, axes, with_lse)
 
 
 def _bwd(axes, with_lse, residuals, cotangents):
-    x, targets, spread_weight, where, temperature, softcap, (m, s) = residuals
+    x, targets, spread_weight, where, temperature, softcap, row_numbers = residuals
+    m, s, of_label = row_numbers
     mask = _mask(where, targets)
     z, to_input = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
@@ -117,35 +119,38 @@ def _bwd(axes, with_lse, residuals, cotangents):
     nll_of_class = jnp.log1p(s) - d
     g, h, k = cotangents
     g = jnp.where(jnp.isneginf(m), 0, g)
+    per_sum = 1 / (1 + s)
 
     # q_g is g q + k w, for the derivative in t.
     if isinstance(targets, RowLabels):
         g = row_cotangent(g, targets)
         hit = _is_label(targets, x, axes)
-        dz = label_cotangent(g, hit, e, s)
+        e_of_label = exp_shifted(of_label, m, temperature)
+        dz = label_cotangent(per_sum * g, hit, e, s, e_of_label)
         q_g = jnp.where(hit | ~targets.valid, g, 0)
         dtargets = None
     else:
         q, to_targets = jax.vjp(lambda v: _coefficients(v, mask, z), targets)
         q_g = g * q
         dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * (s + (1 - e))
+        dz = dz * per_sum
         dtargets = to_targets(times_nll(g, nll_of_class))[0]
     dspread_weight = None
     if spread_weight is not None:
         w = included(spread_weight, mask, z)
-        dz = dz + spread_cotangent(k, w, row_sum(w, axes), e, s)
+        dz = dz + per_sum * spread_cotangent(k, w, row_sum(w, axes), e, s)
         q_g = q_g + k * w
         dw = times_nll(k, nll_of_class)
         if mask is not None:
             dw = jnp.where(mask, dw, 0)
         dspread_weight = _sum_to_shape(dw, spread_weight)
     if with_lse:
-        dz = dz + jnp.where(jnp.isneginf(m), 0, h) * e
-    dz = dz * (inverse_temperature(temperature) / (1 + s))
+        dz = dz + per_sum * jnp.where(jnp.isneginf(m), 0, h) * e
 
     dtemperature = None
     if temperature is not None:
-        u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
+        dz = dz * inverse_temperature(temperature)
+        u = -sum_of_choices(times_log(e, d), axes) * per_sum
         dt = row_sum(q_g * jnp.where(jnp.isinf(d), 0, d + u), axes)
         if with_lse:
             dt = dt + h * logsumexp_slope(u, m, temperature)
@@ -162,9 +167,9 @@ def row_cotangent(g, labels):
     return jnp.where(labels.counted, g, 0) * jnp.where(labels.valid, 1, jnp.nan)
 
 
-def label_cotangent(g, hit, e, s):
+def label_cotangent(g, hit, e, s, e_of_label):
     """(1 + s) g (p_i - 1) at the label, (1 + s) g p_i elsewhere."""
-    return g * jnp.where(hit, -(s + (1 - e)), e)
+    return g * jnp.where(hit, -(s + (1 - e_of_label)), e)
 
 
 def spread_cotangent(k, w, total, e, s):

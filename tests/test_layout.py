@@ -25,6 +25,7 @@ LEVELS = {
     "_lanes": 1,
     "_numerics": 1,
     "_checks": 2,
+    "_exp": 0,
     "_max_and_tail": 2,
     "_per_row": 2,
     "_elementwise": 3,
