@@ -187,7 +187,7 @@ def weighted_exp(
 
 def probabilities(z: Array, m: Array, s: Array, temperature: Array | None) -> Array:
     """p = e/(1 + s): 0 at a masked entry, and 0 throughout where nothing counts."""
-    return exp_shifted(z, m, temperature) / (1 + s)
+    return exp_shifted(z, m, temperature) * (1 / (1 + s))
 
 
 def times_log(p: Array, d: Array) -> Array:

@@ -5,6 +5,7 @@ log-probability is found. From there on they share this module, which works on O
 numbers and leaves all derivatives to JAX.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jaxsoft._axes import (
     local_index,
     row_sum,
 )
+from jaxsoft._checkify import checked
 
 
 class RowLabels(NamedTuple):
@@ -62,13 +64,15 @@ def row_labels(
     if ignore_index is not None and limits.min <= ignore_index <= limits.max:
         ignored = labels == np.asarray(ignore_index, labels.dtype)
     is_class = ~ignored & (labels >= 0) & (labels < classes)
+    valid = is_class | ignored
     if labels.size:
-        _check_labels(function, labels, is_class | ignored, classes)
+        check = functools.partial(_check_labels, function, classes)
+        labels, valid = checked(check, labels, valid)
     index = jnp.where(is_class, labels, 0).astype(jnp.int32)
-    return RowLabels(jnp.where(is_class, index, -1), ~ignored, is_class | ignored)
+    return RowLabels(jnp.where(is_class, index, -1), ~ignored, valid)
 
 
-def _check_labels(function: str, labels: Array, valid: Array, classes: int) -> None:
+def _check_labels(function: str, classes: int, labels: Array, valid: Array) -> None:
     smallest = np.asarray(jnp.iinfo(labels.dtype).min, labels.dtype)
     largest_invalid = jnp.max(jnp.where(valid, smallest, labels))
     checkify.debug_check(

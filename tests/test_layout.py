@@ -24,6 +24,7 @@ LEVELS = {
     "_cpu_sums": 1,
     "_lanes": 1,
     "_numerics": 1,
+    "_checkify": 0,
     "_checks": 2,
     "_exp": 0,
     "_max_and_tail": 2,
