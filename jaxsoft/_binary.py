@@ -21,6 +21,7 @@ from jaxsoft._checks import (
     as_scalar,
     fitted,
 )
+from jaxsoft._exp import exp_of_nonpositive_sum
 from jaxsoft._logsumexp import logsumexp
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
@@ -232,7 +233,11 @@ def _log1p_sum_exp_bwd(axes, of_yes, residuals, g):
     x, is_yes, where, m, s = residuals
     z, to_input = jax.vjp(lambda x: _one_kind(x, is_yes, where, of_yes), x)
     scale = jnp.exp(jnp.minimum(m, 0)) / (1 + _tail_with_zero(m, s))
-    return to_input(g * scale * exp_shifted(z, m, None))[0], None, None
+    return (
+        to_input(g * scale * exp_shifted(z, m, None, exp_of_nonpositive_sum))[0],
+        None,
+        None,
+    )
 
 
 _log1p_sum_exp.defvjp(_log1p_sum_exp_fwd, _log1p_sum_exp_bwd)

@@ -16,10 +16,14 @@ polynomial. Measured on two cores in float32, 4096 x 8192 logits, in ms, in plac
 The error is below 0.9 ulp.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+Exp = Callable[[Array, Array], Array]
 
 # Below, exp(d) is no normal number, and 0.
 LOWEST = -87.33
@@ -37,6 +41,7 @@ COEFFICIENTS = (
     1.0,
     1.0,
 )
+FEWEST_NEIGHBOURS = 32
 # n + 1.5 2^23 has n in its last bits.
 INTEGER_IN_BITS = 1.5 * 2**23
 MANTISSA_BITS = 23
@@ -49,8 +54,11 @@ def exp_of_sum(d: Array, r: Array) -> Array:
 
 
 def exp_of_nonpositive_sum(d: Array, r: Array) -> Array:
-    """exp_of_sum for d <= 0."""
-    if d.dtype != jnp.float32:
+    """exp_of_sum for d <= 0, where it is written to memory.
+
+    In a sum of these, and over few neighbours, XLA makes better loops of its own exp.
+    """
+    if d.dtype != jnp.float32 or d.ndim == 0 or d.shape[-1] < FEWEST_NEIGHBOURS:
         return exp_of_sum(d, r)
     return jax.lax.platform_dependent(d, r, cpu=on_cpu, default=exp_of_sum)
 

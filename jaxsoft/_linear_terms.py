@@ -28,6 +28,7 @@ from jaxsoft._axes import (
     varying,
 )
 from jaxsoft._cpu_sums import sum_of_choices
+from jaxsoft._exp import exp_of_nonpositive_sum
 from jaxsoft._linear_chunks import (
     Head,
     Tokens,
@@ -417,7 +418,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
     z, to_logits = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
-    e = exp_shifted(z, m, temperature)
+    e = exp_shifted(z, m, temperature, exp_of_nonpositive_sum)
     dz = label_cotangent(g, is_label(chunk, tokens), e, s, e)
     variance = jnp.zeros_like(m)
     dspread_weight = None

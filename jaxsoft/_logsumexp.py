@@ -333,7 +333,7 @@ def _log_abs_sum(z, s, total, where, axes, mean):
 
 
 def _weights_cotangent(z, m, temperature, g):
-    e = exp_shifted(z, m, temperature, below=False)
+    e = exp_shifted(z, m, temperature)
     # An entry that b = 0 excludes may lie so far above m that e overflows; the limit
     # and the factor keep 0 e = 0 for a zero cotangent.
     above = (z == jnp.inf) & (m < jnp.inf) | jnp.isinf(e)

@@ -10,6 +10,7 @@ Measured on two cores in float32, in ms, beside jax.nn.logsumexp:
 """
 
 import functools
+import math
 from collections.abc import Callable, Hashable
 
 import jax
@@ -17,11 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._axes import Axes, in_one_piece, row_sum
-from jaxsoft._cpu_sums import two_sums
-from jaxsoft._lanes import Lanes, lanes_of, of_lanes, part_of, rest_of
+from jaxsoft._exp import on_cpu
+from jaxsoft._lanes import OF_COMPUTED, apart, lanes_of, of_lanes, part_of, unseen
 from jaxsoft._numerics import (
     accumulation_dtype,
-    apart,
     counted_logits,
     exp_shifted,
     weighted_exp,
@@ -47,8 +47,8 @@ def max_and_tail(
     plainly = functools.partial(_plainly, weights=weights, axes=axes)
     in_float32 = accumulation_dtype(x.dtype) == jnp.float32
     if weights is None and in_float32 and in_one_piece(x, axes):
-        on_cpu = functools.partial(_on_cpu, axis=axes[0])
-        m, s = jax.lax.platform_dependent(*given, cpu=on_cpu, default=plainly)
+        in_lanes = functools.partial(_in_lanes, axis=axes[0])
+        m, s = jax.lax.platform_dependent(*given, cpu=in_lanes, default=plainly)
     else:
         m, s = plainly(*given)
     if axes.mesh_names:
@@ -85,75 +85,64 @@ def _plainly(x, where, softcap, temperature, *, weights, axes):
     return m, jnp.where(jnp.isneginf(m), 0, s)
 
 
-def _on_cpu(x, where, softcap, temperature, *, axis):
-    def logits(cut):
+def _in_lanes(x, where, softcap, temperature, *, axis):
+    both = axis, axis + 1
+
+    def logits(cut, bottom=-math.inf):
         # A part at a time: no array of all the counted logits is made.
         some = (v if v is None else cut(v) for v in (x, where, temperature))
-        z = counted_logits(*some, softcap, narrow=True)
+        z = counted_logits(*some, softcap, narrow=True, bottom=bottom)
         return z.astype(jnp.float32)
 
-    lanes = lanes_of(x.shape, axis)
-    if lanes is None:
-        m, s = _in_one_loop(logits(lambda v: v), temperature, axis)
-    else:
-        m, s = _in_lanes(logits, temperature, axis, lanes)
-    return m, jnp.where(jnp.isneginf(m), 0, s)
+    def part(lanes, k, bottom=-math.inf):
+        z = logits(lambda v: part_of(v, k, lanes, axis), bottom)
+        return unseen(z, k, lanes, axis, -math.inf)
 
+    def maxima(lanes):
+        if lanes.count == 1:
+            # XLA would find it again wherever it is used, if it were that of parts.
+            row = logits(lambda v: v)
+            return jnp.expand_dims(jnp.max(row, axis, keepdims=True), axis)
+        return of_lanes(jnp.maximum, functools.partial(part, lanes), lanes)
 
-def _in_one_loop(z, temperature, axis):
-    m = jax.lax.stop_gradient(jnp.max(z, axis, keepdims=True))
-    below, holders = _sums_in_one_loop(z, m, temperature, axis)
-    return m, below + (holders - 1)
-
-
-def _in_lanes(logits, temperature, axis, lanes: Lanes):
-    def part(k):
-        return logits(lambda v: part_of(v, k, lanes, axis))
-
-    m_of_lane = jax.lax.stop_gradient(of_lanes(jnp.maximum, part, lanes))
-    m_of_lane = apart(m_of_lane, m_of_lane)
-    both = axis, axis + 1
-    m = jnp.max(m_of_lane, both, keepdims=True)
-    rest = logits(lambda v: rest_of(v, lanes, axis))
-    if rest.size:
-        m_of_rest = jax.lax.stop_gradient(jnp.max(rest, axis, keepdims=True))
-        m = jnp.maximum(m, jnp.expand_dims(m_of_rest, axis))
-
-    holding = (m_of_lane == m).astype(m.dtype)
-    holders = jnp.sum(holding, both, keepdims=True)
+    cut = () if x.dtype == jnp.float32 else OF_COMPUTED
+    all_lanes = lanes_of(x.shape, axis, *cut)
+    m_of_lanes = [jax.lax.stop_gradient(maxima(lanes)) for lanes in all_lanes]
+    m_of_lanes = [apart(m, m) for m in m_of_lanes]
+    tops = (jnp.max(v, both, keepdims=True) for v in m_of_lanes)
+    m = functools.reduce(jnp.maximum, tops)
+    holding = ((v == m).astype(m.dtype) for v in m_of_lanes)
+    holders = sum(jnp.sum(v, both, keepdims=True) for v in holding)
     # When these are counted: then no two arrays of one number per lane are ever needed.
     m = m + 0 * holders
     t = None if temperature is None else jnp.expand_dims(temperature, axis)
+    # -inf again. XLA would write to memory what both passes make of x and where.
+    bottom = jnp.minimum(m, -math.inf)
 
-    def at_maximum(k):
-        return (part(k) == m).astype(m.dtype)
+    def tail(lanes):
+        below, ties = of_lanes(
+            lambda a, b: (a[0] + b[0], a[1] + b[1]),
+            lambda k: _below_and_at_maximum(part(lanes, k, bottom), m, t),
+            lanes,
+        )
+        # Of a lane that holds the maximum, one class is among the holders.
+        s = apart(below + (ties - jnp.minimum(ties, 1)), m)
+        return jnp.sum(s, both, keepdims=True)
 
-    def below(k):
-        z = part(k)
-        return _without_maximum(exp_shifted(z, m, t), z, m)
+    s = sum(map(tail, all_lanes)) + (holders - 1)
+    s = jnp.where(jnp.isneginf(m), 0, s)
+    return jnp.squeeze(m, axis), jnp.squeeze(s, axis)
 
-    ties = of_lanes(jnp.add, at_maximum, lanes)
-    ties = ties - jnp.minimum(ties, 1)
-    s_of_lane = apart(of_lanes(jnp.add, below, lanes) + ties, m)
-    s = jnp.sum(s_of_lane, both, keepdims=True)
-    m, s, holders = (jnp.squeeze(v, axis) for v in (m, s, holders))
-    if rest.size:
-        of_rest, more_holders = _sums_in_one_loop(rest, m, temperature, axis)
-        s, holders = s + of_rest, holders + more_holders
-    return m, s + (holders - 1)
+
+@jax.jit
+def _below_and_at_maximum(z, m, temperature):
+    e = exp_shifted(z, m, temperature, on_cpu)
+    return _without_maximum(e, z, m), (z == m).astype(m.dtype)
 
 
 def _without_maximum(e, z, m):
     """e with 0 at the maximum, where its derivative stays."""
     return jnp.where(z == m, e - jax.lax.stop_gradient(e), e)
-
-
-def _sums_in_one_loop(z, m, temperature, axis):
-    """Of e below the maximum, and of the classes that hold it."""
-    e = _without_maximum(exp_shifted(z, m, temperature), z, m)
-    # 0 * e, for a tangent.
-    below, holders = two_sums(e, (z == m).astype(e.dtype) + 0 * e, axis)
-    return jnp.expand_dims(below, axis), jnp.expand_dims(holders, axis)
 
 
 def over_devices(

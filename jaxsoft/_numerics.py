@@ -16,6 +16,7 @@ the derivative is at the points where a division by tau or an infinity would mak
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxsoft._axes import Axes, row_sum, split_alike, spread_alike
-from jaxsoft._exp import exp_of_nonpositive_sum, exp_of_sum
+from jaxsoft._exp import Exp, exp_of_nonpositive_sum, exp_of_sum
+from jaxsoft._lanes import apart
 from jaxsoft._saturation import converted
 
 
@@ -39,6 +41,7 @@ def counted_logits(
     temperature: Array | None,
     softcap: Array | None = None,
     narrow: bool = False,
+    bottom: Array | float = -math.inf,
 ) -> Array:
     """z: x in the accumulation dtype, capped, signed, masked; a masked entry is -inf.
 
@@ -57,7 +60,7 @@ def counted_logits(
     if temperature is not None:
         # A product, and no choice, which XLA's CPU sums would not take in.
         z = z * jnp.where(temperature < 0, -1, 1).astype(z.dtype)
-    return z if where is None else jnp.where(where, z, -jnp.inf)
+    return z if where is None else jnp.where(where, z, bottom)
 
 
 def per_row(temperature: Array | None, x: Array, axes: Axes) -> Array | None:
@@ -124,16 +127,15 @@ def _shifted_jvp(primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def exp_shifted(
-    z: Array, m: Array, temperature: Array | None, below: bool = True
+    z: Array, m: Array, temperature: Array | None, exp: Exp = exp_of_sum
 ) -> Array:
     """e = exp(d), without the roundings of the subtraction and the division in d.
 
-    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d). below: no
-    z is above m.
+    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d). exp: which
+    of `_exp` it is; that for no z above m is for passes that write what they make of e.
     """
     d = shifted(z, m, temperature)
-    rounding = _rounding_of_shifted(z, m, d, temperature)
-    return (exp_of_nonpositive_sum if below else exp_of_sum)(d, rounding)
+    return exp(d, _rounding_of_shifted(z, m, d, temperature))
 
 
 def rounding_of_shifted(z: Array, m: Array, d: Array, temperature: Array | None):
@@ -168,9 +170,9 @@ def _remainder(gap: Array, d: Array, t: Array) -> Array:
 
 
 @exp_shifted.defjvp
-def _exp_shifted_jvp(below, primals, tangents):
+def _exp_shifted_jvp(exp, primals, tangents):
     # e' = e d', and 0 where e is 0, whatever d' is there.
-    e = exp_shifted(*primals, below)
+    e = exp_shifted(*primals, exp)
     _, d_dot = jax.jvp(shifted, primals, tangents)
     return e, jnp.where(e == 0, 0, e * d_dot)
 
@@ -180,14 +182,16 @@ def weighted_exp(
 ) -> Array:
     """b e. Where b is 0, z may lie far above m, and e is limited to finite numbers."""
     if weights is None:
-        return exp_shifted(z, m, temperature)
-    e = exp_shifted(z, m, temperature, below=False)
+        return exp_shifted(z, m, temperature, exp_of_nonpositive_sum)
+    e = exp_shifted(z, m, temperature)
     return weights * jnp.minimum(e, jnp.finfo(e.dtype).max)
 
 
-def probabilities(z: Array, m: Array, s: Array, temperature: Array | None) -> Array:
+def probabilities(
+    z: Array, m: Array, s: Array, temperature: Array | None, exp: Exp = exp_of_sum
+) -> Array:
     """p = e/(1 + s): 0 at a masked entry, and 0 throughout where nothing counts."""
-    return exp_shifted(z, m, temperature) * (1 / (1 + s))
+    return exp_shifted(z, m, temperature, exp) * (1 / (1 + s))
 
 
 def times_log(p: Array, d: Array) -> Array:
@@ -201,16 +205,6 @@ def sum_over_others(q: Array, z: Array, m: Array, s: Array, axes: Axes) -> Array
     total = apart(row_sum(q, axes), m)
     # A class alone at the top, with more than half of p: summed, not subtracted.
     return jnp.where((z == m) & (s < 1), others, total - q)
-
-
-def apart(numbers: Array, witness: Array) -> Array:
-    """The same numbers, except for NaN where the witness is NaN already.
-
-    A choice, for the sake of XLA's CPU backend: a sum's kernel grows into arithmetic
-    before and after it, as far as the next comparison, and has what it cannot take in,
-    and what it broadcasts, written to memory as whole arrays. Here it ends.
-    """
-    return jnp.where(jnp.isnan(witness), jnp.nan, numbers)
 
 
 def below_maximum(z: Array, m: Array) -> Array:

@@ -22,7 +22,7 @@ LEVELS = {
     "_saturation": 0,
     "_straight_through": 0,
     "_cpu_sums": 1,
-    "_lanes": 1,
+    "_lanes": 0,
     "_numerics": 1,
     "_checkify": 0,
     "_checks": 2,

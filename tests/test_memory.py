@@ -4,7 +4,6 @@ No device is needed to know it: `memory_analysis` tells what the compiled progra
 allocates beyond its arguments and results.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,6 @@ import optax
 import pytest
 
 import jaxsoft
-from jaxsoft._lanes import lanes_of
 
 # Few rows of many classes, many rows of few, and the batch of a language model.
 SHAPES = ((64, 4096), (4096, 64), (8, 16, 512))
