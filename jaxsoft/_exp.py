@@ -13,7 +13,7 @@ polynomial. Measured on two cores in float32, 4096 x 8192 logits, in ms, in plac
     exp(d)    exp(d) (1 + r)    here
        6.5               9.6     6.1
 
-The error is below 0.9 ulp.
+The error is below one ulp.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ BIAS = 127
 
 
 def exp_of_sum(d: Array, r: Array) -> Array:
-    """exp(d + r) for an r that d is too large to hold. r is anything where d is -inf."""
+    """exp(d + r) for an r that d is too large to hold; where d is -inf, for any r."""
     return jnp.exp(d) * (1 + jnp.where(jnp.abs(r) < 1, r, 0))
 
 

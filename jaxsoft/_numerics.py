@@ -218,21 +218,6 @@ def bounded_maximum(m: Array) -> Array:
     return jnp.where(jnp.isneginf(m), 0, jnp.minimum(m, jnp.finfo(m.dtype).max))
 
 
-def exp_without_comparison(z, m, temperature):
-    """exp_shifted, up to the rounding of z - m. An entry +inf counts as the largest
-    finite number, and rows of -inf have all 0."""
-    largest = jnp.finfo(z.dtype).max
-    gap = jnp.minimum(z, largest) - bounded_maximum(m)
-    if temperature is None:
-        return jnp.exp(gap)
-    # At tau = 0 a gap is divided by the smallest number, which leaves at least 1, and
-    # then made huge.
-    hard = is_hard(temperature)
-    smallest = jnp.finfo(z.dtype).tiny
-    divisor = jnp.where(hard, smallest, jnp.minimum(jnp.abs(temperature), largest))
-    return jnp.exp(gap / divisor * jnp.where(hard, largest, 1))
-
-
 @jax.custom_jvp
 def capped(z: Array, softcap: Array) -> Array:
     """c tanh(z/c)."""

@@ -9,6 +9,7 @@ from laws import LAWS, Law, cotangent_for, of_floats, quickly
 
 import jaxsoft
 from evidence.points import SIZES, adversarial_rows, best_and_other
+from jaxsoft._exp import LOWEST, on_cpu
 
 # The worst entries lie far below the maximum, where a shift of up to 128 has a rounding
 # that exp turns into 64 ulp; and there are a few roundings more. Most results get that
@@ -219,6 +220,28 @@ def assert_rounded_once(actual, wide):
     assert np.all((actual >= low) & (actual <= high)), (actual, wide)
 
 
+def test_the_exponential_of_a_sum(rng, record_property):
+    """A CPU's own exponential: digits, ends, NaN, and a derivative."""
+    d = -rng.uniform(0, -LOWEST, 200_000).astype(np.float32)
+    r = (rng.uniform(-0.5, 0.5, d.shape) * np.spacing(-d)).astype(np.float32)
+    exact = np.exp(d.astype(np.float64) + r)
+    exp = jax.jit(on_cpu)
+    errors = np.abs(np.float64(exp(d, r)) - exact) / np.spacing(
+        exact.astype(np.float32)
+    )
+    normal = exact > 2 * np.finfo(np.float32).tiny
+    record_property("exp", f"worst {np.max(errors[normal]):.2f} ulp")
+    assert np.max(errors[normal]) < 1
+    ends = jnp.array([0, LOWEST - 1e-3, -1e3, -3e38, -jnp.inf, jnp.nan], jnp.float32)
+    np.testing.assert_array_equal(
+        exp(ends, jnp.zeros_like(ends)), [1, 0, 0, 0, 0, jnp.nan]
+    )
+    slope = jax.jit(jax.vmap(jax.grad(on_cpu)))(d, r)
+    large = exact > 1e-30  # what it is made of is normal too
+    np.testing.assert_allclose(slope[large], exact[large], rtol=4e-6)
+    assert jax.grad(on_cpu)(-jnp.inf, jnp.nan) == 0
+
+
 def test_more_classes_than_float16_can_count():
     x = jnp.zeros(70_000, jnp.float16)
     assert jaxsoft.logsumexp(x) == jnp.float16(np.log(70_000))
@@ -229,8 +252,8 @@ def test_more_classes_than_float16_can_count():
     np.testing.assert_allclose(loss, np.log(70_000), rtol=1e-6)
 
 
-def test_a_row_that_blocks_do_not_divide():
-    """1031 is a prime. Whatever fills the last block must not count."""
+def test_a_row_that_lanes_do_not_divide():
+    """1031 is a prime. What its last lanes have twice must not count twice."""
     x = np.sin(np.arange(1031, dtype=np.float32)) - 50
     exact = np.log(np.sum(np.exp(x.astype(np.longdouble))))
     np.testing.assert_allclose(jaxsoft.logsumexp(x), float(exact), rtol=4 * 2**-23)

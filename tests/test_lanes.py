@@ -1,0 +1,54 @@
+"""Rows taken apart into lanes: every class counts once, whatever the number of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoft
+from jaxsoft._lanes import OF_COMPUTED, lanes_of, part_of, unseen
+
+# One lane, a few, several groups, primes, and blocks that divide and that do not.
+COUNTS = (1, 7, 16, 33, 161, 1000, 1031, 8209)
+
+
+@pytest.mark.parametrize("cut", [(), OF_COMPUTED], ids=["given", "computed"])
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("classes", COUNTS)
+def test_every_class_is_in_one_lane(classes, inner, cut):
+    v = np.broadcast_to(np.arange(classes)[None, :, None], (2, classes, inner))
+    found = [
+        unseen(part_of(jnp.asarray(v), k, lanes, 1), k, lanes, 1, -1)
+        for lanes in lanes_of(v.shape, 1, *cut)
+        for k in range(lanes.parts)
+    ]
+    found = np.concatenate([np.ravel(part) for part in found])
+    expected = np.repeat(np.arange(classes), 2 * inner)
+    np.testing.assert_array_equal(np.sort(found[found >= 0]), expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", COUNTS)
+def test_ties_wherever_they_are(classes, axis, rng):
+    """All equal, a few at the maximum, one; with masked classes above them."""
+    x = np.sort(rng.normal(size=(3, classes)).astype(np.float32) - 5)
+    x[0] = 2
+    x[1, rng.permutation(classes)[:5]] = 3
+    x[2, classes // 2] = 40
+    where = rng.random(x.shape) < 0.7
+    where[:, classes // 2] = True
+    x = np.where(where, x, np.float32(50))
+    masked = np.where(where, x.astype(np.float64), -np.inf)
+    above = masked - np.max(masked, -1, keepdims=True)
+    e = np.exp(above)
+    total = np.sum(e, -1)
+    expected = np.max(masked, -1) + np.log(total)
+    given = (x, where) if axis == 1 else (x.T, where.T)
+    log_sum = jax.jit(lambda x, w: jaxsoft.logsumexp(x, axis=axis, where=w))(*given)
+    np.testing.assert_allclose(log_sum, expected, rtol=2 * 2**-23)
+    expected = (
+        np.log(total)
+        - np.sum(np.where(e > 0, e, 0) * np.where(e > 0, above, 0), -1) / total
+    )
+    entropy = jax.jit(lambda x, w: jaxsoft.entropy(x, axis=axis, where=w))(*given)
+    np.testing.assert_allclose(entropy, expected, rtol=8 * 2**-23, atol=1e-14)
