@@ -121,26 +121,32 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
     m_of_lanes = [apart(m, m) for m in m_of_lanes]
     tops = (jnp.max(v, both, keepdims=True) for v in m_of_lanes)
     m = functools.reduce(jnp.maximum, tops)
-    holding = ((v == m).astype(m.dtype) for v in m_of_lanes)
-    holders = sum(jnp.sum(v, both, keepdims=True) for v in holding)
-    # When these are counted: then no two arrays of one number per lane are ever needed.
-    m = m + 0 * holders
+    # One lane that holds the maximum, by its number, which is exact up to 2^24. XLA may
+    # compute logits anew in every pass, and not to the last bit; whether the maximum
+    # is found again in this lane or adds an exp(0), the sums below come out right.
+    numbers = [_lane_numbers(lanes, m.ndim, axis) for lanes in all_lanes]
+    holding = (
+        jnp.where(v == m, number, math.inf) for v, number in zip(m_of_lanes, numbers)
+    )
+    holder = functools.reduce(
+        jnp.minimum, (jnp.min(v, both, keepdims=True) for v in holding)
+    )
+    holder = apart(holder, m)
     t = None if temperature is None else jnp.expand_dims(temperature, axis)
     # -inf again. XLA would write to memory what both passes make of x and where.
     bottom = jnp.minimum(m, -math.inf)
     capped_m = jax.lax.stop_gradient(_capped(m, softcap))
 
-    def tail(lanes):
-        below, ties = of_lanes(
+    def tail(lanes, number):
+        below, at_maximum = of_lanes(
             lambda a, b: (a[0] + b[0], a[1] + b[1]),
             lambda k: _terms(part(lanes, k, bottom), m, capped_m, softcap, t),
             lanes,
         )
-        # Of a lane that holds the maximum, one class is among the holders.
-        s = apart(below + (ties - jnp.minimum(ties, 1)), m)
+        s = apart(below + (at_maximum - (number == holder).astype(m.dtype)), m)
         return jnp.sum(s, both, keepdims=True)
 
-    s = sum(map(tail, all_lanes)) + (holders - 1)
+    s = sum(map(tail, all_lanes, numbers))
     s = jnp.where(jnp.isneginf(m), 0, s)
     return jnp.squeeze(capped_m, axis), jnp.squeeze(s, axis)
 
@@ -153,6 +159,16 @@ def _terms(z, m, capped_m, softcap, temperature):
     """
     e = exp_shifted(_capped(z, softcap), capped_m, temperature, on_cpu)
     return _without_maximum(e, z, m), (z == m).astype(m.dtype)
+
+
+def _lane_numbers(lanes, ndim, axis):
+    shape = [1] * ndim
+    shape[axis], shape[axis + 1] = lanes.groups, lanes.width
+    group, lane = (
+        jax.lax.broadcasted_iota(jnp.float32, shape, i) for i in (axis, axis + 1)
+    )
+    # The rest is numbered on from the other lanes.
+    return lanes.start + group * lanes.width + lane
 
 
 def _capped(z, softcap):

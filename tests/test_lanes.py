@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import quickly
 
 import jaxsoft
 from jaxsoft._lanes import OF_COMPUTED, lanes_of, part_of, unseen
@@ -52,3 +53,21 @@ def test_ties_wherever_they_are(classes, axis, rng):
     )
     entropy = jax.jit(lambda x, w: jaxsoft.entropy(x, axis=axis, where=w))(*given)
     np.testing.assert_allclose(entropy, expected, rtol=8 * 2**-23, atol=1e-14)
+
+
+@pytest.mark.parametrize("classes", [10, 161, 1031])
+def test_logits_that_a_pass_computes_anew(classes, rng):
+    """XLA may compute them in every pass over a row, and not always to the last bit."""
+    x = 20 * rng.normal(size=(8, classes)).astype(np.float32)
+    bias = rng.normal(size=classes).astype(np.float32)
+    for compiled in (jax.jit, quickly):
+        for logits in (
+            lambda x: 0.3 * x + bias,
+            lambda x: 30 * jnp.tanh(x / 30),
+            lambda x: x / 1.7 - bias * jnp.exp(-jnp.abs(x)),
+        ):
+            z = np.float64(jax.jit(logits)(x))
+            top = np.max(z, -1, keepdims=True)
+            expected = top[:, 0] + np.log(np.sum(np.exp(z - top), -1))
+            f = compiled(lambda x, z=logits: jaxsoft.logsumexp(z(x), axis=-1))
+            np.testing.assert_allclose(f(x), expected, rtol=4e-7)
