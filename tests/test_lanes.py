@@ -59,7 +59,7 @@ def test_ties_wherever_they_are(classes, axis, rng):
 def test_logits_that_a_pass_computes_anew(classes, rng):
     """XLA may compute them in every pass over a row, and not always to the last bit."""
     x = 20 * rng.normal(size=(8, classes)).astype(np.float32)
-    bias = rng.normal(size=classes).astype(np.float32)
+    bias = rng.normal(size=(1, classes)).astype(np.float32)
     for compiled in (jax.jit, quickly):
         for logits in (
             lambda x: 0.3 * x + bias,
