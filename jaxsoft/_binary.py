@@ -224,7 +224,7 @@ def _log1p_sum_exp(x, is_yes, where, axes, of_yes):
 
 def _log1p_sum_exp_fwd(x, is_yes, where, axes, of_yes):
     z = _one_kind(x, is_yes, where, of_yes)
-    m, s = max_and_tail(z, None, None, None, None, axes)
+    m, s = max_and_tail(z, None, None, axes)
     tail = _tail_with_zero(m, s)
     return jnp.maximum(m, 0) + jnp.log1p(tail), (x, is_yes, where, m, s)
 
@@ -233,11 +233,8 @@ def _log1p_sum_exp_bwd(axes, of_yes, residuals, g):
     x, is_yes, where, m, s = residuals
     z, to_input = jax.vjp(lambda x: _one_kind(x, is_yes, where, of_yes), x)
     scale = jnp.exp(jnp.minimum(m, 0)) / (1 + _tail_with_zero(m, s))
-    return (
-        to_input(g * scale * exp_shifted(z, m, None, exp_of_nonpositive_sum))[0],
-        None,
-        None,
-    )
+    e = exp_shifted(z, m, None, exp_of_nonpositive_sum)
+    return to_input(g * scale * e)[0], None, None
 
 
 _log1p_sum_exp.defvjp(_log1p_sum_exp_fwd, _log1p_sum_exp_bwd)

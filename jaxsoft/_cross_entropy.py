@@ -110,7 +110,7 @@ def cross_entropy(
         dloss/dlogits = (p - one_hot(y)) / temperature for the plain loss, in the
         logits' dtype. The label's entry is computed as minus the sum of the other
         probabilities. All float arguments are differentiable and may be traced.
-        Residuals: the arguments and two numbers per row.
+        Residuals: the arguments and two numbers per row, three for index labels.
 
     Awkward values:
         A label outside [0, classes) that is not ``ignore_index`` (-1 too: nothing

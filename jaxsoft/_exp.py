@@ -41,6 +41,7 @@ COEFFICIENTS = (
     1.0,
     1.0,
 )
+# XLA unrolls a shorter loop, if what is in it is short.
 FEWEST_NEIGHBOURS = 32
 # n + 1.5 2^23 has n in its last bits.
 INTEGER_IN_BITS = 1.5 * 2**23

@@ -170,8 +170,8 @@ def _kl_divergence(x, y, where, temperature, axes):
 def _plain(x, y, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     w = counted_logits(y, where, temperature)
-    m, s = max_and_tail(x, where, None, None, temperature, axes)
-    n, r = max_and_tail(y, where, None, None, temperature, axes)
+    m, s = max_and_tail(x, where, temperature, axes)
+    n, r = max_and_tail(y, where, temperature, axes)
     p = probabilities(z, m, s, temperature)
     delta = _log_ratio(p, z, m, w, n, temperature)
     likely = sum_of_choices(jnp.where(p > 0.5, delta, 0), axes)

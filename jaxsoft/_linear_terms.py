@@ -288,7 +288,7 @@ def _forward_of_rows(rows, head, stream):
 
 def _sums_of_chunk(z, chunk, mask, tokens, like):
     t = None if tokens.temperature is None else jnp.abs(tokens.temperature)
-    m, s = max_and_tail(z, None, None, None, t, Axes((1,)))
+    m, s = max_and_tail(z, None, t, Axes((1,)))
     label_logit = logit_of_label(z, chunk, tokens)
     e_d = w = w_d = top_label = None
     d = shifted(z, m, tokens.temperature)

@@ -310,10 +310,10 @@ def _counting(x, b, where):
 def _split(x, z, b, where, temperature, axes):
     """(m, s, S). Weights may make S so small that s = S - 1 has lost its digits."""
     if b is None:
-        m, s = max_and_tail(x, where, None, None, temperature, axes)
+        m, s = max_and_tail(x, where, temperature, axes)
         return m, s, 1 + s
     weights = b.astype(z.dtype)
-    m, s = max_and_tail(x, _counting(x, b, where), None, weights, temperature, axes)
+    m, s = max_and_tail(x, _counting(x, b, where), temperature, axes, weights=weights)
     terms = jnp.where(jnp.isneginf(m), 0, weighted_exp(z, m, weights, temperature))
     return m, s, jnp.where(jnp.abs(s) < 0.5, 1 + s, row_sum(terms, axes))
 

@@ -34,14 +34,14 @@ from jaxsoft._numerics import (
 )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def max_and_tail(
     x: Array,
     where: Array | None,
-    softcap: Array | None,
-    weights: Array | None,
     temperature: Array | None,
     axes: Axes,
+    softcap: Array | None = None,
+    weights: Array | None = None,
 ) -> tuple[Array, Array]:
     """(m, s) of the counted logits over axes, which are kept with size 1. Nothing that
     counts: (-inf, 0).
@@ -67,9 +67,10 @@ def max_and_tail(
 # has the same derivative, if a slower one.
 @max_and_tail.defjvp
 def _max_and_tail_jvp(axes, primals, tangents):
-    m, s = max_and_tail(*primals, axes)
+    x, where, temperature, softcap, weights = primals
+    m, s = max_and_tail(x, where, temperature, axes, softcap, weights)
 
-    def total(x, where, softcap, weights, temperature):
+    def total(x, where, temperature, softcap, weights):
         z = counted_logits(x, where, temperature, softcap)
         return row_sum(weighted_exp(z, m, weights, temperature), axes)
 

@@ -79,7 +79,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     mask = _mask(where, targets)
     needed = where if spread_weight is None and softcap is None else mask
     z = counted_logits(x, mask, temperature, softcap)
-    m, s = max_and_tail(x, needed, softcap, None, temperature, axes)
+    m, s = max_and_tail(x, needed, temperature, axes, softcap)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
     nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
     of_label = None

@@ -217,7 +217,7 @@ def _boltzmann_max(x, where, temperature, axes):
 
 def _boltzmann_max_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(x, where, None, None, temperature, axes)
+    m, s = max_and_tail(x, where, temperature, axes)
     e = exp_shifted(z, m, temperature)
     below = sum_of_choices(times_log(e, shifted(z, m, None)), axes)
     b = m + below / (1 + s)

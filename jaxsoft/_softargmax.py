@@ -127,7 +127,7 @@ def _softargmax(x, positions, where, temperature, axes):
 
 def _softargmax_plain(x, positions, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(x, where, None, None, temperature, axes)
+    m, s = max_and_tail(x, where, temperature, axes)
     e = exp_shifted(z, m, temperature)
     a = _positions_that_count(positions, e, axes)
     return sum_of_choices(e * a, axes) / (1 + s), (m, s)

@@ -134,7 +134,7 @@ def _softmax_plain(x, where, temperature, axes):
     if temperature is None and axes.count_here(x.shape) <= MOST_CLASSES_IN_ONE_KERNEL:
         p, m, s = _without_comparison(z, axes)
     else:
-        m, s = max_and_tail(x, where, None, None, temperature, axes)
+        m, s = max_and_tail(x, where, temperature, axes)
         p = probabilities(z, m, s, temperature, exp_of_nonpositive_sum)
     return p.astype(x.dtype), (m, s)
 
@@ -274,7 +274,7 @@ def _log_softmax(x, where, temperature, axes):
 
 def _log_softmax_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(x, where, None, None, temperature, axes)
+    m, s = max_and_tail(x, where, temperature, axes)
     log_p = shifted(z, m, temperature) - jnp.log1p(s)
     return log_p.astype(x.dtype), (m, s)
 
@@ -371,7 +371,7 @@ def _entropy(x, where, temperature, axes):
 
 def _entropy_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(x, where, None, None, temperature, axes)
+    m, s = max_and_tail(x, where, temperature, axes)
     d, e = shifted(z, m, temperature), exp_shifted(z, m, temperature)
     u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
     return jnp.log1p(s) + u, (m, s, u)
