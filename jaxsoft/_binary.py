@@ -21,13 +21,12 @@ from jaxsoft._checks import (
     as_scalar,
     fitted,
 )
-from jaxsoft._exp import exp_of_nonpositive_sum
 from jaxsoft._logsumexp import logsumexp
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
-    exp_shifted,
+    exp_below,
     log1p_exp,
 )
 from jaxsoft._per_row import (
@@ -233,7 +232,7 @@ def _log1p_sum_exp_bwd(axes, of_yes, residuals, g):
     x, is_yes, where, m, s = residuals
     z, to_input = jax.vjp(lambda x: _one_kind(x, is_yes, where, of_yes), x)
     scale = jnp.exp(jnp.minimum(m, 0)) / (1 + _tail_with_zero(m, s))
-    e = exp_shifted(z, m, None, exp_of_nonpositive_sum)
+    e = exp_below(z, m, None)
     return to_input(g * scale * e)[0], None, None
 
 

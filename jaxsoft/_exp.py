@@ -1,36 +1,43 @@
-"""The exponential of a difference, together with the rounding of the difference.
+"""The exponential of a difference, with the digits that the difference rounds away.
 
-All that this library exponentiates is a difference d, and what d lacks of the true one,
-r, can be had. XLA's exp on a CPU is a third of the cost of a loss, and does not know of
-r. With
+All that this library exponentiates is a difference z - m <= 0, or its quotient by a
+temperature. At -70 the rounding of the difference alone is a relative error of 4e-6 in
+the exponential; and XLA's exp on a CPU, which cannot be told of it, is a third of the
+cost of a loss. The two below are for float32 on a CPU. They reduce their argument,
 
-    d + r = n log 2 + f        n an integer, |f| <= log(2)/2
-    exp(d + r) = 2^n exp(f)
+    v = n log 2 + f        n an integer, |f| <= log(2)/2
+    exp(v) = 2^n exp(f)
 
-r is one more term of f, and for d <= 0 there is little else to look after. exp(f) is a
-polynomial. Measured on two cores in float32, 4096 x 8192 logits, in ms, in place:
+with a polynomial for exp(f), and what would be lost goes into f:
 
-    exp(d)    exp(d) (1 + r)    here
-       6.5               9.6     6.1
+* Of a sum d + r, where d is a quotient and r its remainder, by adding r.
+* Of a difference, by never forming it. log 2 and m are cut in two, and what is
+  subtracted from z is the sum of the first halves: it is a float, and near z.
 
-The error is below one ulp.
+The error is below one ulp. Measured on two cores in float32, 4096 x 8192 logits, in ms,
+the sum over a row:
+
+    exp(d)    exp(d) (1 + r)    of a sum    of a difference
+       7.1               9.7         6.1                5.0
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-Exp = Callable[[Array, Array], Array]
-
-# Below, exp(d) is no normal number, and 0.
+# Below, exp is no normal number, and 0.
 LOWEST = -87.33
-# In place of what is lower: there n is -127, and 2^n as below is 0.
-FOR_ZERO = -88.1
-# log 2 in two parts; an n of 8 bits times the first is a float.
-LOG_2 = (0.693359375, -2.1219444005469057e-4)
+# The middle of those v with n = -127, for which 2^n as below is 0.
+FOR_ZERO = -88.03
+# The first halves of log 2 and of m are integers of this.
+GRID = 2.0**-13
+LOG_2 = 5678 * GRID, float(np.log(2) - 5678 * GRID)
+# The first half of an m that is no larger, plus n times that of log 2, is a float; and
+# larger numbers that differ by less than 88 have a difference that is.
+LARGE = 1024.0
+# In place of m = inf, so far above 0 that exp(-this) is 0.
+FOR_INFINITY = 88.5
 # exp(f) = 1 + f + ..., with the least relative error where |f| <= log(2)/2: 2^-28.
 COEFFICIENTS = (
     0.0013814599951729178,
@@ -41,12 +48,10 @@ COEFFICIENTS = (
     1.0,
     1.0,
 )
-# XLA unrolls a shorter loop, if what is in it is short.
-FEWEST_NEIGHBOURS = 32
-# n + 1.5 2^23 has n in its last bits.
-INTEGER_IN_BITS = 1.5 * 2**23
+# The last bits of n + this are those of n + 127, the exponent of 2^n; a number that is
+# added to it is rounded to an integer.
+INTEGER_IN_BITS = 1.5 * 2**23 + 127
 MANTISSA_BITS = 23
-BIAS = 127
 
 
 def exp_of_sum(d: Array, r: Array) -> Array:
@@ -54,36 +59,50 @@ def exp_of_sum(d: Array, r: Array) -> Array:
     return jnp.exp(d) * (1 + jnp.where(jnp.abs(r) < 1, r, 0))
 
 
-def exp_of_nonpositive_sum(d: Array, r: Array) -> Array:
-    """exp_of_sum for d <= 0, where it is written to memory.
-
-    In a sum of these, and over few neighbours, XLA makes better loops of its own exp.
-    """
-    if d.dtype != jnp.float32 or d.ndim == 0 or d.shape[-1] < FEWEST_NEIGHBOURS:
-        return exp_of_sum(d, r)
-    return jax.lax.platform_dependent(d, r, cpu=on_cpu, default=exp_of_sum)
+# Both have the right derivative of their own too: JAX drops the rules around them in a
+# scan that is differentiated twice.
 
 
-def on_cpu(d: Array, r: Array) -> Array:
-    """exp_of_nonpositive_sum in float32, of operations that make one CPU kernel.
-
-    Its own derivative is right too: JAX drops the rules around it in a scan that is
-    differentiated twice.
-    """
+def exp_of_sum_on_cpu(d: Array, r: Array) -> Array:
+    """exp_of_sum for d <= 0, of operations that make one CPU kernel."""
     vanishes = d < LOWEST
     d = jnp.where(vanishes, np.float32(FOR_ZERO), d)
-    r = jnp.where(vanishes, 0, r)
-    to_nearest = jax.lax.RoundingMethod.TO_NEAREST_EVEN
-    n = jax.lax.round(d * np.float32(1 / np.log(2)), to_nearest)
-    f = ((d - n * np.float32(LOG_2[0])) - n * np.float32(LOG_2[1])) + r
+    n = _nearest(d * np.float32(1 / np.log(2)))
+    f = (d - n * np.float32(LOG_2[0])) - n * np.float32(LOG_2[1])
+    f = f + jnp.where(vanishes, 0, r)
+    return _scaled_exp(f, n + np.float32(INTEGER_IN_BITS))
+
+
+def exp_of_difference_on_cpu(z: Array, m: Array) -> Array:
+    """exp(z - m) for z <= m; 1 where both are inf, and 0 where both are -inf."""
+    # All of m is subtracted first, or nothing.
+    largest = np.finfo(np.float32).max
+    first = jnp.where(jnp.abs(m) <= LARGE, 0, jnp.clip(m, -largest, largest))
+    m = jnp.where(jnp.isneginf(m), 0, m - first)
+    m = jnp.where(m == jnp.inf, np.float32(FOR_INFINITY), m)
+    high = _nearest(m * np.float32(1 / GRID)) * np.float32(GRID)
+    low = m - high
+    z = z - first
+    z = jnp.where(z < m + np.float32(FOR_ZERO), m + np.float32(FOR_ZERO), z)
+    z = jnp.where(z > m, m, z)
+    # A choice, or XLA would see that what is added is taken away again.
+    to_integer = jnp.where(jnp.isnan(m), jnp.nan, np.float32(INTEGER_IN_BITS))
+    v = jax.lax.stop_gradient(z - m)
+    n_in_bits = v * np.float32(1 / np.log(2)) + to_integer
+    n = n_in_bits - to_integer
+    f = (z - (n * np.float32(LOG_2[0]) + high)) - (n * np.float32(LOG_2[1]) + low)
+    return _scaled_exp(f, n_in_bits)
+
+
+def _nearest(v):
+    return jax.lax.round(v, jax.lax.RoundingMethod.TO_NEAREST_EVEN)
+
+
+def _scaled_exp(f, n_in_bits):
+    """2^n exp(f), or 0 for n = -127."""
     p = jnp.full_like(f, COEFFICIENTS[0])
     for coefficient in COEFFICIENTS[1:]:
         p = p * f + np.float32(coefficient)
-    return p * _power_of_2(n)
-
-
-def _power_of_2(n):
-    bits = jax.lax.bitcast_convert_type(n + np.float32(INTEGER_IN_BITS), jnp.int32)
-    exponent = jax.lax.shift_left(bits, np.int32(MANTISSA_BITS))
-    one = np.int32(BIAS << MANTISSA_BITS)
-    return jax.lax.bitcast_convert_type(exponent + one, jnp.float32)
+    bits = jax.lax.bitcast_convert_type(n_in_bits, jnp.int32)
+    power_of_2 = jax.lax.shift_left(bits, np.int32(MANTISSA_BITS))
+    return p * jax.lax.bitcast_convert_type(power_of_2, jnp.float32)

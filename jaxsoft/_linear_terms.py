@@ -28,7 +28,6 @@ from jaxsoft._axes import (
     varying,
 )
 from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._exp import exp_of_nonpositive_sum
 from jaxsoft._linear_chunks import (
     Head,
     Tokens,
@@ -48,6 +47,7 @@ from jaxsoft._max_and_tail import max_and_tail, over_devices
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
+    exp_below,
     exp_shifted,
     inverse_temperature,
     shifted,
@@ -418,7 +418,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
     z, to_logits = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
-    e = exp_shifted(z, m, temperature, exp_of_nonpositive_sum)
+    e = exp_below(z, m, temperature)
     dz = label_cotangent(g, is_label(chunk, tokens), e, s, e)
     variance = jnp.zeros_like(m)
     dspread_weight = None

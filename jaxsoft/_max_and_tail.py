@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._axes import Axes, in_one_piece, row_sum
-from jaxsoft._exp import on_cpu
 from jaxsoft._lanes import OF_COMPUTED, apart, lanes_of, of_lanes, part_of, unseen
 from jaxsoft._numerics import (
     accumulation_dtype,
     capped,
     counted_logits,
+    exp_below_on_cpu,
     exp_shifted,
     weighted_exp,
 )
@@ -158,7 +158,7 @@ def _terms(z, m, capped_m, softcap, temperature):
 
     A cap keeps their order, and need not be the same bits in the passes over a row.
     """
-    e = exp_shifted(_capped(z, softcap), capped_m, temperature, on_cpu)
+    e = exp_below_on_cpu(_capped(z, softcap), capped_m, temperature)
     return _without_maximum(e, z, m), (z == m).astype(m.dtype)
 
 

@@ -24,9 +24,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxsoft._axes import Axes, row_sum, split_alike, spread_alike
-from jaxsoft._exp import Exp, exp_of_nonpositive_sum, exp_of_sum
+from jaxsoft._exp import exp_of_difference_on_cpu, exp_of_sum, exp_of_sum_on_cpu
 from jaxsoft._lanes import apart
 from jaxsoft._saturation import converted
+
+# XLA unrolls a shorter loop, if what is in it is short.
+FEWEST_NEIGHBOURS = 32
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -125,17 +128,34 @@ def _shifted_jvp(primals, tangents):
     return d, jnp.where(jnp.isinf(z), 0, d_dot)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def exp_shifted(
-    z: Array, m: Array, temperature: Array | None, exp: Exp = exp_of_sum
-) -> Array:
+@jax.custom_jvp
+def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
     """e = exp(d), without the roundings of the subtraction and the division in d.
 
-    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d). exp: which
-    of `_exp` it is; that for no z above m is for passes that write what they make of e.
+    At d = -70 one such rounding alone is a relative error of 4e-6 in exp(d).
     """
     d = shifted(z, m, temperature)
-    return exp(d, _rounding_of_shifted(z, m, d, temperature))
+    return exp_of_sum(d, _rounding_of_shifted(z, m, d, temperature))
+
+
+@jax.custom_jvp
+def exp_below(z: Array, m: Array, temperature: Array | None) -> Array:
+    """exp_shifted for no z above m, where it is written to memory.
+
+    In a sum of these, and over few neighbours, XLA makes better loops of its own exp.
+    """
+    if z.dtype != jnp.float32 or z.ndim == 0 or z.shape[-1] < FEWEST_NEIGHBOURS:
+        return exp_shifted(z, m, temperature)
+    return jax.lax.platform_dependent(
+        z, m, temperature, cpu=exp_below_on_cpu, default=exp_shifted
+    )
+
+
+def exp_below_on_cpu(z: Array, m: Array, temperature: Array | None) -> Array:
+    if temperature is None:
+        return exp_of_difference_on_cpu(z, m)
+    d = shifted(z, m, temperature)
+    return exp_of_sum_on_cpu(d, _rounding_of_shifted(z, m, d, temperature))
 
 
 def rounding_of_shifted(z: Array, m: Array, d: Array, temperature: Array | None):
@@ -169,12 +189,15 @@ def _remainder(gap: Array, d: Array, t: Array) -> Array:
     return ((gap - d_high * t_high) - d_high * t_low - d_low * t_high) - d_low * t_low
 
 
-@exp_shifted.defjvp
-def _exp_shifted_jvp(exp, primals, tangents):
+def _exp_jvp(exp, primals, tangents):
     # e' = e d', and 0 where e is 0, whatever d' is there.
-    e = exp_shifted(*primals, exp)
+    e = exp(*primals)
     _, d_dot = jax.jvp(shifted, primals, tangents)
     return e, jnp.where(e == 0, 0, e * d_dot)
+
+
+exp_shifted.defjvp(functools.partial(_exp_jvp, exp_shifted))
+exp_below.defjvp(functools.partial(_exp_jvp, exp_below))
 
 
 def weighted_exp(
@@ -182,16 +205,14 @@ def weighted_exp(
 ) -> Array:
     """b e. Where b is 0, z may lie far above m, and e is limited to finite numbers."""
     if weights is None:
-        return exp_shifted(z, m, temperature, exp_of_nonpositive_sum)
+        return exp_below(z, m, temperature)
     e = exp_shifted(z, m, temperature)
     return weights * jnp.minimum(e, jnp.finfo(e.dtype).max)
 
 
-def probabilities(
-    z: Array, m: Array, s: Array, temperature: Array | None, exp: Exp = exp_of_sum
-) -> Array:
+def probabilities(z: Array, m: Array, s: Array, temperature: Array | None) -> Array:
     """p = e/(1 + s): 0 at a masked entry, and 0 throughout where nothing counts."""
-    return exp_shifted(z, m, temperature, exp) * (1 / (1 + s))
+    return exp_shifted(z, m, temperature) * (1 / (1 + s))
 
 
 def times_log(p: Array, d: Array) -> Array:

@@ -30,10 +30,10 @@ from jaxsoft._axes import (
     split_alike,
 )
 from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._exp import exp_of_nonpositive_sum
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
+    exp_below,
     exp_shifted,
     inverse_temperature,
     is_hard,
@@ -115,7 +115,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
     z, to_input = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
-    e = exp_shifted(z, m, temperature, exp_of_nonpositive_sum)
+    e = exp_below(z, m, temperature)
     d = shifted(z, m, temperature)
     nll_of_class = jnp.log1p(s) - d
     g, h, k = cotangents

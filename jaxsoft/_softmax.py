@@ -25,12 +25,12 @@ from jaxsoft._checks import (
     reject_options,
 )
 from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._exp import exp_of_nonpositive_sum
 from jaxsoft._lanes import apart
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
+    exp_below,
     exp_shifted,
     inverse_temperature,
     per_row,
@@ -135,7 +135,7 @@ def _softmax_plain(x, where, temperature, axes):
         p, m, s = _without_comparison(z, axes)
     else:
         m, s = max_and_tail(x, where, temperature, axes)
-        p = probabilities(z, m, s, temperature, exp_of_nonpositive_sum)
+        p = exp_below(z, m, temperature) * (1 / (1 + s))
     return p.astype(x.dtype), (m, s)
 
 
@@ -289,7 +289,7 @@ def _log_softmax_bwd(axes, residuals, g):
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
     g = jnp.where(jnp.isneginf(m), 0, widened(g, z.dtype))
     g = g if where is None else jnp.where(spread_alike(where, g), g, 0)
-    e = exp_shifted(z, m, temperature, exp_of_nonpositive_sum)
+    e = exp_below(z, m, temperature)
     dz = g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)
     dz = dz * (inverse_temperature(temperature) / (1 + s))
     if temperature is None:

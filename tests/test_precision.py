@@ -9,7 +9,7 @@ from laws import LAWS, Law, cotangent_for, of_floats, quickly
 
 import jaxsoft
 from evidence.points import SIZES, adversarial_rows, best_and_other
-from jaxsoft._exp import LOWEST, on_cpu
+from jaxsoft._exp import LOWEST, exp_of_difference_on_cpu, exp_of_sum_on_cpu
 
 # The worst entries lie far below the maximum, where a shift of up to 128 has a rounding
 # that exp turns into 64 ulp; and there are a few roundings more. Most results get that
@@ -225,7 +225,7 @@ def test_the_exponential_of_a_sum(rng, record_property):
     d = -rng.uniform(0, -LOWEST, 200_000).astype(np.float32)
     r = (rng.uniform(-0.5, 0.5, d.shape) * np.spacing(-d)).astype(np.float32)
     exact = np.exp(d.astype(np.float64) + r)
-    exp = jax.jit(on_cpu)
+    exp = jax.jit(exp_of_sum_on_cpu)
     errors = np.abs(np.float64(exp(d, r)) - exact) / np.spacing(
         exact.astype(np.float32)
     )
@@ -236,10 +236,41 @@ def test_the_exponential_of_a_sum(rng, record_property):
     np.testing.assert_array_equal(
         exp(ends, jnp.zeros_like(ends)), [1, 0, 0, 0, 0, jnp.nan]
     )
-    slope = jax.jit(jax.vmap(jax.grad(on_cpu)))(d, r)
+    slope = jax.jit(jax.vmap(jax.grad(exp_of_sum_on_cpu)))(d, r)
     large = exact > 1e-30  # what it is made of is normal too
     np.testing.assert_allclose(slope[large], exact[large], rtol=4e-6)
-    assert jax.grad(on_cpu)(-jnp.inf, jnp.nan) == 0
+    assert jax.grad(exp_of_sum_on_cpu)(-jnp.inf, jnp.nan) == 0
+
+
+@pytest.mark.parametrize("m", [0.0, 1e-30, 0.3, -7.1, 70.7, 1023.9, -1025.3, 3e4, 1e7])
+def test_the_exponential_of_a_difference(m, rng, record_property):
+    m = np.float32(m)
+    near = -rng.uniform(0, 85, 200_000)
+    z = np.minimum(np.float32(m + near * rng.uniform(size=near.shape)), m)
+    exact = np.exp(z.astype(np.float64) - m)
+    exp = jax.jit(exp_of_difference_on_cpu)
+    unit = np.spacing(exact.astype(np.float32))
+    errors = np.abs(np.float64(exp(z, m)) - exact) / unit
+    record_property("exp", f"worst {np.max(errors):.2f} ulp")
+    assert np.max(errors) < 1
+    assert exp(m, m) == 1
+    far = jnp.array([m - 100 - abs(m), -3.4e38, -jnp.inf, jnp.nan], jnp.float32)
+    np.testing.assert_array_equal(exp(far, m), [0, 0, 0, jnp.nan])
+    slope = jax.jit(jax.vmap(jax.grad(exp_of_difference_on_cpu), (0, None)))(z, m)
+    large = exact > 1e-30  # what it is made of is normal too
+    np.testing.assert_allclose(slope[large], exact[large], rtol=4e-6)
+
+
+def test_the_exponential_at_infinity():
+    z = jnp.array([jnp.inf, 3.4028235e38, 0, -jnp.inf, jnp.nan], jnp.float32)
+    exp = jax.jit(exp_of_difference_on_cpu)
+    for m, expected in (
+        (jnp.inf, [1, 0, 0, 0, jnp.nan]),
+        (3.4028235e38, [1, 1, 0, 0, jnp.nan]),
+    ):
+        np.testing.assert_array_equal(exp(z, jnp.float32(m)), expected)
+    assert exp(-jnp.inf, -jnp.inf) == 0
+    assert jnp.isnan(exp(0.0, jnp.nan))
 
 
 def test_more_classes_than_float16_can_count():
