@@ -29,7 +29,7 @@ from jax import Array
 # Numbers that lie side by side: one or two of a processor's vectors.
 WIDTH = 8
 # Each is code of its own, and takes its time to compile.
-MOST_PARTS = 20
+MOST_PARTS = 24
 # XLA takes one slice into no more than 15 places of a kernel; into more, it copies it.
 PLACES_OF_A_SLICE = 12
 # Of what is computed first, if only a conversion: XLA takes it into no more than 15
@@ -38,7 +38,8 @@ OF_COMPUTED = 8, 32
 
 
 class Lanes(NamedTuple):
-    """Some classes of a row: so many, from start, of which the first were seen."""
+    """Some classes of a row, from start. Of the last part, which has to start earlier
+    where the row ends, so many were seen."""
 
     start: int
     groups: int
@@ -61,15 +62,19 @@ def lanes_of(
     most_parts: int = MOST_PARTS,
     width: int = WIDTH,
 ) -> list[Lanes]:
-    """All of a row: lanes, and what is left over as lanes of one more group, which
-    starts earlier where it has to."""
+    """All of a row: in one group, or in several and what is left over in one more."""
     classes, inner = shape[axis], math.prod(shape[axis + 1 :])
     while classes < 2 * width and width > WIDTH:
         width //= 2
     width = -(-width // inner)
-    if classes < 2 * width:
+    # A few classes are a lane, and neighbours the rows.
+    if classes < 2 * width or classes <= most_parts:
         width = 1
     blocks = classes // width
+
+    def one_group(start: int) -> Lanes:
+        parts = -(-(classes - start) // width)
+        return Lanes(start, 1, parts, width, parts * width - (classes - start))
 
     def rest(parts: int) -> int:
         return classes - blocks // parts * parts * width
@@ -78,13 +83,11 @@ def lanes_of(
         of_rest = classes // 16 + 4 * rest(parts) if rest(parts) else 0
         return 3 * (blocks // parts) * width + of_rest
 
-    parts = min(range(1, min(blocks, most_parts) + 1), key=cost)
-    lanes = [Lanes(0, blocks // parts, parts, width, 0)]
-    if rest(parts):
-        more = -(-rest(parts) // width)
-        start = classes - more * width
-        lanes.append(Lanes(start, 1, more, width, more * width - rest(parts)))
-    return lanes
+    if one_group(0).parts <= most_parts:
+        return [one_group(0)]
+    parts = min(range(1, most_parts + 1), key=cost)
+    lanes = Lanes(0, blocks // parts, parts, width, 0)
+    return [lanes, one_group(lanes.classes)] if rest(parts) else [lanes]
 
 
 def part_of(v: Array, k: int, lanes: Lanes, axis: int) -> Array:
@@ -92,20 +95,25 @@ def part_of(v: Array, k: int, lanes: Lanes, axis: int) -> Array:
     lanes."""
     if v.shape[axis] == 1:
         return jax.lax.expand_dims(v, (axis,))
+    start, width, classes = lanes.start, lanes.width, v.shape[axis]
+    if lanes.groups == 1:
+        first = min(start + k * width, classes - width)
+        v = jax.lax.slice_in_dim(v, first, first + width, axis=axis)
+        return jax.lax.expand_dims(v, (axis,))
     # From different slices of the row, where there is room for them.
-    room = v.shape[axis] - lanes.start - lanes.classes
+    room = classes - start - lanes.classes
     shift = min(k // PLACES_OF_A_SLICE, room)
-    start = lanes.start + shift
+    start = start + shift
     v = jax.lax.slice_in_dim(v, start, start + lanes.classes, axis=axis)
     inner = v.shape[axis + 1 :]
-    v = v.reshape(*v.shape[:axis], lanes.groups, lanes.parts * lanes.width, *inner)
-    first = k * lanes.width - shift
-    return jax.lax.slice_in_dim(v, first, first + lanes.width, axis=axis + 1)
+    v = v.reshape(*v.shape[:axis], lanes.groups, lanes.parts * width, *inner)
+    first = k * width - shift
+    return jax.lax.slice_in_dim(v, first, first + width, axis=axis + 1)
 
 
 def unseen(v: Array, k: int, lanes: Lanes, axis: int, otherwise: float) -> Array:
-    """Part k without what other lanes have seen."""
-    if k > 0 or lanes.seen == 0:
+    """Part k without what other parts have seen."""
+    if k < lanes.parts - 1 or lanes.seen == 0:
         return v
     lane = jax.lax.broadcasted_iota(jnp.int32, v.shape, axis + 1)
     return jnp.where(lane < lanes.seen, otherwise, v)

@@ -201,7 +201,7 @@ def _frozen_backward(head, tokens, label_logit, frozen, of_rows, stream):
     # A row without a label has no label_logit.
     label_logit = jnp.where(tokens.labels.class_index < 0, -jnp.inf, label_logit)
     e_label = exp_shifted(label_logit, m, tokens.temperature)
-    of_others, of_label = g, label_cotangent(g, True, e_label, s, e_label)
+    of_others, of_label = g, label_cotangent(g, e_label, s)
     if h is not None:
         of_others, of_label = g + h, of_label + h * e_label
     label = jnp.maximum(tokens.labels.class_index[:, 0], 0)
@@ -419,7 +419,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
     e = exp_below(z, m, temperature)
-    dz = label_cotangent(g, is_label(chunk, tokens), e, s, e)
+    dz = jnp.where(is_label(chunk, tokens), label_cotangent(g, e, s), g * e)
     variance = jnp.zeros_like(m)
     dspread_weight = None
     if h is not None:

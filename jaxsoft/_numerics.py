@@ -28,9 +28,6 @@ from jaxsoft._exp import exp_of_difference_on_cpu, exp_of_sum, exp_of_sum_on_cpu
 from jaxsoft._lanes import apart
 from jaxsoft._saturation import converted
 
-# XLA unrolls a shorter loop, if what is in it is short.
-FEWEST_NEIGHBOURS = 32
-
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """float32 for half precision and narrower, else the dtype itself."""
@@ -140,11 +137,9 @@ def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
 
 @jax.custom_jvp
 def exp_below(z: Array, m: Array, temperature: Array | None) -> Array:
-    """exp_shifted for no z above m, where it is written to memory.
-
-    In a sum of these, and over few neighbours, XLA makes better loops of its own exp.
-    """
-    if z.dtype != jnp.float32 or z.ndim == 0 or z.shape[-1] < FEWEST_NEIGHBOURS:
+    """exp_shifted for no z above m, where it is written to memory: XLA's sums on a CPU
+    take in its own exp alone."""
+    if z.dtype != jnp.float32:
         return exp_shifted(z, m, temperature)
     return jax.lax.platform_dependent(
         z, m, temperature, cpu=exp_below_on_cpu, default=exp_shifted

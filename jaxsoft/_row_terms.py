@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._axes import (
+    class_count,
     device_sum,
     first_class,
     in_one_piece,
@@ -110,8 +111,8 @@ def _fwd(x, targets, spread_weight, where, temperature, softcap, axes, with_lse)
 
 def _bwd(axes, with_lse, residuals, cotangents):
     x, targets, spread_weight, where, temperature, softcap, row_numbers = residuals
-    m, s, of_label = row_numbers
-    mask = _mask(where, targets)
+    m, s, label_logit = row_numbers
+    mask = _mask_of_classes(where, targets, x, axes)
     z, to_input = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
@@ -126,8 +127,11 @@ def _bwd(axes, with_lse, residuals, cotangents):
     if isinstance(targets, RowLabels):
         g = row_cotangent(g, targets)
         hit = _is_label(targets, x, axes)
-        e_of_label = exp_shifted(of_label, m, temperature)
-        dz = label_cotangent(per_sum * g, hit, e, s, e_of_label)
+        e_of_label = exp_shifted(label_logit, m, temperature)
+        # Two quotients per row, which XLA computes first; in a loop over a few classes
+        # what makes them would cost more than the loop.
+        of_label = label_cotangent(g, e_of_label, s) / (1 + s)
+        dz = jnp.where(hit, of_label, g / (1 + s) * e)
         q_g = jnp.where(hit | ~targets.valid, g, 0)
         dtargets = None
     else:
@@ -168,9 +172,9 @@ def row_cotangent(g, labels):
     return jnp.where(labels.counted, g, 0) * jnp.where(labels.valid, 1, jnp.nan)
 
 
-def label_cotangent(g, hit, e, s, e_of_label):
-    """(1 + s) g (p_i - 1) at the label, (1 + s) g p_i elsewhere."""
-    return g * jnp.where(hit, -(s + (1 - e_of_label)), e)
+def label_cotangent(g, e, s):
+    """(1 + s) g (p - 1) of the label."""
+    return -g * (s + (1 - e))
 
 
 def spread_cotangent(k, w, total, e, s):
@@ -184,6 +188,16 @@ def _mask(where, targets):
     if not isinstance(targets, RowLabels):
         return where
     return targets.counted if where is None else where & targets.counted
+
+
+def _mask_of_classes(where, targets, x, axes):
+    """_mask, and no row of it the same: LLVM would make two loops over a row of one,
+    and vectorize neither if the row is short."""
+    mask = _mask(where, targets)
+    if where is not None or mask is None:
+        return mask
+    classes = jnp.where(mask, class_count(x.shape, axes), 0)
+    return _class_index(x, axes) < classes
 
 
 def _of_counted(targets, v, otherwise):
@@ -226,6 +240,10 @@ def _label_logit(x, labels, where, temperature, softcap, axes):
 
 def _is_label(labels, x, axes):
     """Compared, not gathered: a comparison stays local when the classes are sharded."""
+    return _class_index(x, axes) == labels.class_index
+
+
+def _class_index(x, axes):
     class_index, stride = jnp.zeros((1,) * x.ndim, jnp.int32), 1
     for axis in reversed(axes):
         along_axis = [n if i == axis else 1 for i, n in enumerate(x.shape)]
@@ -233,8 +251,7 @@ def _is_label(labels, x, axes):
         class_index = class_index + stride * iota
         stride *= x.shape[axis]
     class_index = split_alike(class_index, x)
-    first = first_class(axes.count_here(x.shape), axes.mesh_names)
-    return first + class_index == labels.class_index
+    return first_class(axes.count_here(x.shape), axes.mesh_names) + class_index
 
 
 def _coefficients(targets, mask, z):
