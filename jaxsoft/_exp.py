@@ -14,8 +14,8 @@ with a polynomial for exp(f), and what would be lost goes into f:
 * Of a difference, by never forming it. log 2 and m are cut in two, and what is
   subtracted from z is the sum of the first halves: it is a float, and near z.
 
-The error is below one ulp. Measured on two cores in float32, 4096 x 8192 logits, in ms,
-the sum over a row:
+Compiled, the error is below one ulp. Measured on two cores in float32, 4096 x 8192
+logits, in ms, the sum over a row:
 
     exp(d)    exp(d) (1 + r)    of a sum    of a difference
        6.2               8.6         6.2                5.4
@@ -48,8 +48,7 @@ COEFFICIENTS = (
     1.0,
     1.0,
 )
-# The last bits of n + this are those of n + 127, the exponent of 2^n; a number that is
-# added to it is rounded to an integer.
+# The last bits of n + this are those of n + 127, the exponent of 2^n.
 INTEGER_IN_BITS = 1.5 * 2**23 + 127
 MANTISSA_BITS = 23
 
@@ -70,7 +69,7 @@ def exp_of_sum_on_cpu(d: Array, r: Array) -> Array:
     n = _nearest(d * np.float32(1 / np.log(2)))
     f = (d - n * np.float32(LOG_2[0])) - n * np.float32(LOG_2[1])
     f = f + jnp.where(vanishes, 0, r)
-    return _scaled_exp(f, n + np.float32(INTEGER_IN_BITS))
+    return _scaled_exp(f, n)
 
 
 def exp_of_difference_on_cpu(z: Array, m: Array) -> Array:
@@ -85,24 +84,20 @@ def exp_of_difference_on_cpu(z: Array, m: Array) -> Array:
     z = z - first
     z = jnp.where(z < m + np.float32(FOR_ZERO), m + np.float32(FOR_ZERO), z)
     z = jnp.where(z > m, m, z)
-    # A choice, or XLA would see that what is added is taken away again.
-    to_integer = jnp.where(jnp.isnan(m), jnp.nan, np.float32(INTEGER_IN_BITS))
-    v = jax.lax.stop_gradient(z - m)
-    n_in_bits = v * np.float32(1 / np.log(2)) + to_integer
-    n = n_in_bits - to_integer
+    n = _nearest((z - m) * np.float32(1 / np.log(2)))
     f = (z - (n * np.float32(LOG_2[0]) + high)) - (n * np.float32(LOG_2[1]) + low)
-    return _scaled_exp(f, n_in_bits)
+    return _scaled_exp(f, n)
 
 
 def _nearest(v):
     return jax.lax.round(v, jax.lax.RoundingMethod.TO_NEAREST_EVEN)
 
 
-def _scaled_exp(f, n_in_bits):
+def _scaled_exp(f, n):
     """2^n exp(f), or 0 for n = -127."""
     p = jnp.full_like(f, COEFFICIENTS[0])
     for coefficient in COEFFICIENTS[1:]:
         p = p * f + np.float32(coefficient)
-    bits = jax.lax.bitcast_convert_type(n_in_bits, jnp.int32)
+    bits = jax.lax.bitcast_convert_type(n + np.float32(INTEGER_IN_BITS), jnp.int32)
     power_of_2 = jax.lax.shift_left(bits, np.int32(MANTISSA_BITS))
     return p * jax.lax.bitcast_convert_type(power_of_2, jnp.float32)

@@ -38,8 +38,8 @@ OF_COMPUTED = 8, 32
 
 
 class Lanes(NamedTuple):
-    """Some classes of a row, from start. Of the last part, which has to start earlier
-    where the row ends, so many were seen."""
+    """Some classes of a row, from start. Where the row ends inside the last part, that
+    part starts earlier, and so many of its classes were seen by the one before it."""
 
     start: int
     groups: int
@@ -85,7 +85,8 @@ def lanes_of(
 
     if one_group(0).parts <= most_parts:
         return [one_group(0)]
-    parts = min(range(1, most_parts + 1), key=cost)
+    # Two groups or more, or what is left over would belong to the one.
+    parts = min(range(1, min(blocks // 2, most_parts) + 1), key=cost)
     lanes = Lanes(0, blocks // parts, parts, width, 0)
     return [lanes, one_group(lanes.classes)] if rest(parts) else [lanes]
 

@@ -128,10 +128,10 @@ def _bwd(axes, with_lse, residuals, cotangents):
         g = row_cotangent(g, targets)
         hit = _is_label(targets, x, axes)
         e_of_label = exp_shifted(label_logit, m, temperature)
-        # Two quotients per row, which XLA computes first; in a loop over a few classes
-        # what makes them would cost more than the loop.
-        of_label = label_cotangent(g, e_of_label, s) / (1 + s)
-        dz = jnp.where(hit, of_label, g / (1 + s) * e)
+        # XLA computes quotients of a row before its loop over the classes. The loop is
+        # short if these are few, and what makes the quotients would outweigh it.
+        dz_of_label = label_cotangent(g, e_of_label, s) / (1 + s)
+        dz = jnp.where(hit, dz_of_label, g / (1 + s) * e)
         q_g = jnp.where(hit | ~targets.valid, g, 0)
         dtargets = None
     else:
@@ -191,8 +191,8 @@ def _mask(where, targets):
 
 
 def _mask_of_classes(where, targets, x, axes):
-    """_mask, and no row of it the same: LLVM would make two loops over a row of one,
-    and vectorize neither if the row is short."""
+    """_mask, compared class by class. Of a mask that is one number per row LLVM makes
+    two loops over the classes, and vectorizes neither if these are few."""
     mask = _mask(where, targets)
     if where is not None or mask is None:
         return mask

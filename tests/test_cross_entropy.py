@@ -365,3 +365,17 @@ class TestAgainstOptax:
         theirs = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, 0.1))
         ours = jaxsoft.cross_entropy(logits, labels, label_smoothing=0.1)
         chex.assert_trees_all_close(ours, theirs, rtol=4 * ROUNDINGS)
+
+
+def test_logits_that_are_constants_of_the_program(rng):
+    """XLA computes more of it beforehand, and must not compute something else."""
+    for shape in ((4, 7), (5, 40), (64, 1000)):
+        x = np.float32(3 * rng.normal(size=shape))
+        labels = jnp.asarray(rng.integers(0, shape[1], shape[0]))
+
+        @functools.partial(jax.grad, argnums=1)
+        def gradient(scale, x, labels=labels):
+            return scale * jnp.sum(jaxsoft.cross_entropy(x, labels))
+
+        of_constant = jax.jit(lambda scale, x=x: gradient(scale, jnp.asarray(x)))(1.0)
+        np.testing.assert_allclose(of_constant, jax.jit(gradient)(1.0, x), rtol=1e-6)

@@ -59,6 +59,22 @@ def test_ties_wherever_they_are(classes, axis, rng):
     np.testing.assert_allclose(entropy, expected, rtol=8 * 2**-23, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [9, 10, 25, 26, 33, 49])
+def test_the_last_class_is_the_maximum(classes, dtype):
+    """Along an axis that is not the last, where neighbours are no classes."""
+    x = jnp.zeros((classes, 16), dtype).at[-1].set(30)
+    labels = jnp.full(16, classes - 1)
+    losses = [
+        quickly(lambda x, axis=axis: jaxsoft.cross_entropy(x, labels, axis=axis))(
+            logits
+        )
+        for logits, axis in ((x, 0), (x.T, 1))
+    ]
+    expected = np.log1p((classes - 1) * np.exp(-30.0))
+    np.testing.assert_allclose(np.float64(losses), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("classes", [10, 161, 1031])
 def test_logits_that_a_pass_computes_anew(classes, rng):
     """XLA may compute them in every pass over a row, and not always to the last bit."""
