@@ -18,7 +18,7 @@ Compiled, the error is below one ulp. Measured on two cores in float32, 4096 x 8
 logits, in ms, the sum over a row:
 
     exp(d)    exp(d) (1 + r)    of a sum    of a difference
-       6.2               8.6         6.2                5.4
+       6.1               8.2         5.8                5.7
 """
 
 import jax
