@@ -83,10 +83,10 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     m, s = max_and_tail(x, needed, temperature, axes, softcap)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
     nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
-    of_label = None
+    label_logit = None
     if isinstance(targets, RowLabels):
-        of_label = _label_logit(x, targets, mask, temperature, softcap, axes)
-        nll = jnp.log1p(s) - shifted(of_label, m, temperature)
+        label_logit = _label_logit(x, targets, mask, temperature, softcap, axes)
+        nll = jnp.log1p(s) - shifted(label_logit, m, temperature)
         nll = jnp.where(targets.counted, nll, 0)
         nll = jnp.where(targets.valid, nll, jnp.nan)
     else:
@@ -99,7 +99,7 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     if spread_weight is not None:
         w = included(spread_weight, mask, z)
         spread = _expectation(w, nll_of_class, axes)
-    return RowTerms(nll, lse, spread), (m, s, of_label)
+    return RowTerms(nll, lse, spread), (m, s, label_logit)
 
 
 def _fwd(x, targets, spread_weight, where, temperature, softcap, axes, with_lse):
