@@ -29,7 +29,7 @@ from jax import Array
 # Numbers that lie side by side: one or two of a processor's vectors.
 WIDTH = 8
 # Each is code of its own, and takes its time to compile.
-MOST_PARTS = 24
+MOST_PARTS = 25
 # XLA takes one slice into no more than 15 places of a kernel; into more, it copies it.
 PLACES_OF_A_SLICE = 12
 # Of what is computed first, if only a conversion: XLA takes it into no more than 15

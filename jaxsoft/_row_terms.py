@@ -45,6 +45,10 @@ from jaxsoft._numerics import (
 from jaxsoft._per_row import RowLabels, RowTerms, times_loss
 
 
+# Of a loop that LLVM vectorizes however it looks.
+CLASSES_OF_A_LONG_LOOP = 32
+
+
 class WeightedProbabilities(NamedTuple):
     """Label probabilities, and class weights that broadcast to them."""
 
@@ -191,13 +195,14 @@ def _mask(where, targets):
 
 
 def _mask_of_classes(where, targets, x, axes):
-    """_mask, compared class by class. Of a mask that is one number per row LLVM makes
-    two loops over the classes, and vectorizes neither if these are few."""
+    """_mask, of a few classes compared class by class. Of a mask that is one number per
+    row LLVM makes two loops over the classes, one of them without a mask, and
+    vectorizes a short loop no more."""
     mask = _mask(where, targets)
-    if where is not None or mask is None:
+    count = class_count(x.shape, axes)
+    if where is not None or mask is None or count >= CLASSES_OF_A_LONG_LOOP:
         return mask
-    classes = jnp.where(mask, class_count(x.shape, axes), 0)
-    return _class_index(x, axes) < classes
+    return _class_index(x, axes) < jnp.where(mask, count, 0)
 
 
 def _of_counted(targets, v, otherwise):
