@@ -44,7 +44,6 @@ from jaxsoft._numerics import (
 )
 from jaxsoft._per_row import RowLabels, RowTerms, times_loss
 
-
 # Of a loop that LLVM vectorizes however it looks.
 CLASSES_OF_A_LONG_LOOP = 32
 
