@@ -19,7 +19,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._axes import Axes, device_sum, in_one_piece, row_sum
-from jaxsoft._lanes import OF_COMPUTED, apart, lanes_of, of_lanes, part_of, unseen
+from jaxsoft._lanes import (
+    OF_COMPUTED,
+    apart,
+    computed_once,
+    lanes_of,
+    of_lanes,
+    part_of,
+    unseen,
+)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -50,7 +58,8 @@ def _in_lanes(v, *, axis):
             return apart(terms, terms)
 
         total = of_lanes(jnp.add, part, lanes)
-        total = apart(total, total)
+        once = computed_once if lanes.number == 1 else apart
+        total = once(total, total)
         return jnp.squeeze(jnp.sum(total, (axis, axis + 1), keepdims=True), axis)
 
     return sum(map(of_some, lanes_of(v.shape, axis, *OF_COMPUTED)))

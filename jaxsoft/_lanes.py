@@ -135,3 +135,12 @@ def apart(numbers: Array, witness: Array) -> Array:
     and what it broadcasts, written to memory as whole arrays. Here it ends.
     """
     return jnp.where(jnp.isnan(witness), jnp.nan, numbers)
+
+
+def computed_once(numbers: Array, witness: Array) -> Array:
+    """As apart, of a whole row that is one lane.
+
+    XLA computes what is cheap by its rules anew in every kernel that uses it, and a sum
+    over a lane is cheap by these, whatever is summed. A quotient is not.
+    """
+    return numbers / jnp.where(jnp.isnan(witness), jnp.nan, 1)

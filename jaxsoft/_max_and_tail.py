@@ -23,7 +23,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._axes import Axes, in_one_piece, row_sum
-from jaxsoft._lanes import OF_COMPUTED, apart, lanes_of, of_lanes, part_of, unseen
+from jaxsoft._lanes import (
+    OF_COMPUTED,
+    apart,
+    computed_once,
+    lanes_of,
+    of_lanes,
+    part_of,
+    unseen,
+)
 from jaxsoft._numerics import (
     accumulation_dtype,
     capped,
@@ -110,7 +118,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
         return unseen(z, k, lanes, axis, -math.inf)
 
     def maxima(lanes):
-        if lanes.number == 1 and len(all_lanes) == 1:
+        if one_lane:
             # XLA would find it again wherever it is used, if it were that of parts.
             row = logits(lambda v: v)
             return jnp.expand_dims(jnp.max(row, axis, keepdims=True), axis)
@@ -118,6 +126,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
 
     cut = () if x.dtype == jnp.float32 else OF_COMPUTED
     all_lanes = lanes_of(x.shape, axis, *cut)
+    one_lane = len(all_lanes) == 1 and all_lanes[0].number == 1
     m_of_lanes = [jax.lax.stop_gradient(maxima(lanes)) for lanes in all_lanes]
     m_of_lanes = [apart(m, m) for m in m_of_lanes]
     tops = (jnp.max(v, both, keepdims=True) for v in m_of_lanes)
@@ -149,6 +158,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
 
     s = sum(map(tail, all_lanes, numbers))
     s = jnp.where(jnp.isneginf(m), 0, s)
+    s = computed_once(s, m) if one_lane else s
     return jnp.squeeze(capped_m, axis), jnp.squeeze(s, axis)
 
 
