@@ -91,3 +91,13 @@ def test_logits_that_a_pass_computes_anew(classes, rng):
             expected = top[:, 0] + np.log(np.sum(np.exp(z - top), -1))
             f = compiled(lambda x, z=logits: jaxsoft.logsumexp(z(x), axis=-1))
             np.testing.assert_allclose(f(x), expected, rtol=4e-7)
+
+
+@pytest.mark.parametrize("classes", [10, 25])
+def test_a_row_that_is_one_lane_is_summed_once(classes):
+    """Two kernels of the gradient use the sum; XLA would compute it in both."""
+    loss = jax.grad(lambda x, y: jnp.mean(jaxsoft.cross_entropy(x, y)))
+    logits, labels = jnp.zeros((64, classes)), jnp.zeros(64, jnp.int32)
+    program = jax.jit(loss).lower(logits, labels).compile().as_text()
+    # Every exponential has one: of a class in the sum, and of one in the gradient.
+    assert 1 < program.count(" shift-left(") <= classes + 1
