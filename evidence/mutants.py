@@ -380,8 +380,8 @@ MUTANTS = [
     Mutant(
         "logmeanexp divides by the classes that are masked too",
         "_logsumexp",
-        "jnp.ones_like(z) if where is None else jnp.broadcast_to(where, z.shape)",
-        "jnp.ones_like(z)",
+        "included = jnp.ones_like(v) if where is None else spread_alike(where, v)",
+        "included = jnp.ones_like(v)",
         "test_laws.py",
         _laws("logmeanexp"),
     ),

@@ -207,7 +207,8 @@ def _bwd(axes, residuals, g):
     delta = _log_ratio(p, z, m, w, n, temperature)
     v = jnp.where(infinite, 0, _deviation(p, delta, likely, mean))
     log_ratio = v - jnp.where(infinite, 0, kl)
-    near = (jnp.abs(log_ratio) < 0.5) & (p > 0) & ~infinite
+    # Of a large divergence the log ratio has lost more digits than q - p.
+    near = (jnp.abs(log_ratio) < 0.5) & (p > 0) & (kl < 1)
     in_w = jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
     in_z = -p * v
     dtemperature = None

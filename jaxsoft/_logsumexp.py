@@ -7,6 +7,7 @@ the right derivative where autodiff gives NaN: at +inf, in an empty sum, at tau 
 """
 
 import functools
+import math
 from typing import Literal, overload
 
 import jax
@@ -15,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import row_sum, vary_alike
+from jaxsoft._axes import row_sum, spread_alike, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -31,6 +32,7 @@ from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exp_shifted,
+    is_hard,
     per_row,
     shifted,
     weighted_exp,
@@ -203,8 +205,8 @@ def logmeanexp(
         Residuals: the arguments and two numbers per reduced row.
 
     Awkward values:
-        The mean of nothing is -inf with gradient 0; a mean of equal entries is that
-        entry exactly.
+        The mean of nothing is -inf (+inf below temperature 0) with gradient 0; a mean
+        of equal entries is that entry exactly. At an infinite temperature, the mean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -253,13 +255,16 @@ def _logsumexp(x, b, where, temperature, axes, mean):
 def _plain(x, b, where, temperature, axes, mean):
     z = _weighted_logits(x, b, where, temperature)
     m, s, total = _split(x, z, b, where, temperature, axes)
-    excess = _log_abs_sum(z, s, total, where, axes, mean)
-    if temperature is None:
-        log_sum = m + excess
+    if mean:
+        excess, _ = _log_mean(z, m, total, where, temperature, axes)
     else:
-        # An infinite temperature meets an excess of 0, or an infinite maximum.
-        fixed = (excess == 0) | jnp.isinf(m)
-        log_sum = jnp.where(fixed, m, m + jnp.abs(temperature) * excess)
+        excess = _log_abs_sum(s, total)
+        if temperature is not None:
+            # An infinite temperature may meet an excess of 0.
+            t = jnp.abs(temperature)
+            excess = jnp.where(excess == 0, 0, t * excess)
+    log_sum = jnp.where(jnp.isinf(m), m, m + excess)
+    if temperature is not None:
         log_sum = jnp.where(temperature < 0, -log_sum, log_sum)
     sign = jnp.where(jnp.isneginf(m), 0, jnp.sign(total))
     return (log_sum.astype(x.dtype), sign.astype(x.dtype)), (m, s, total)
@@ -275,7 +280,7 @@ def _bwd(axes, mean, residuals, cotangents):
     z, to_input = jax.vjp(lambda x: _weighted_logits(x, b, where, temperature), x)
     g = cotangents[0].astype(z.dtype)
     empty_sum = total == 0
-    log_sum = _log_abs_sum(z, s, jnp.where(empty_sum, 1, total), where, axes, mean)
+    log_sum = _log_abs_sum(s, jnp.where(empty_sum, 1, total))
     total = jnp.where(empty_sum, jnp.inf, total)
     weights = None if b is None else b.astype(z.dtype)
     p = weighted_exp(z, m, weights, temperature) / total
@@ -284,8 +289,13 @@ def _bwd(axes, mean, residuals, cotangents):
     else:
         dz = g * jnp.where(temperature < 0, -p, p)
         d = shifted(z, m, temperature)
-        p_d = p * jnp.where(jnp.isinf(d), 0, d)
-        dtemperature = g * (log_sum - row_sum(p_d, axes))
+        if mean:
+            _, log_mean = _log_mean(z, m, total, where, temperature, axes)
+            slope = -_mean(_exp_times_log(d - log_mean), where, axes)
+        else:
+            p_d = p * jnp.where(jnp.isinf(d), 0, d)
+            slope = log_sum - row_sum(p_d, axes)
+        dtemperature = g * slope
     db = None
     if b is not None:
         db = _weights_cotangent(z, m, temperature, g / total).astype(b.dtype)
@@ -318,18 +328,56 @@ def _split(x, z, b, where, temperature, axes):
     return m, s, jnp.where(jnp.abs(s) < 0.5, 1 + s, row_sum(terms, axes))
 
 
-def _log_abs_sum(z, s, total, where, axes, mean):
-    if mean:
-        included = (
-            jnp.ones_like(z) if where is None else jnp.broadcast_to(where, z.shape)
-        )
-        count = row_sum(included, axes, z.dtype)
-        return jnp.log(total / jnp.maximum(count, 1))
+def _log_abs_sum(s, total):
     # log1p keeps a small tail.
     near_1 = jnp.abs(s) < 0.5
     log_abs = jnp.log(jnp.where(near_1 | (total == 0), 1, jnp.abs(total)))
     log_abs = jnp.where(near_1, jnp.log1p(jnp.where(near_1, s, 0)), log_abs)
     return jnp.where(total == 0, -jnp.inf, log_abs)
+
+
+# Where the entries are near each other, S/n is nearly 1. With q = S/n - 1,
+#     q = mean_i (exp(d_i) - 1)        t log(S/n) = t log1p(q)
+# and at large temperatures, up to infinity, where exp(d) - 1 is d and log1p(q) is q,
+# t stands in both and goes.
+def _log_mean(z, m, total, where, temperature, axes):
+    """t log(S/n), and log(S/n)."""
+    d = shifted(z, m, temperature)
+    linear = float(jnp.finfo(z.dtype).eps) / 4
+    t = jnp.ones((), z.dtype) if temperature is None else jnp.abs(temperature)
+    hard = is_hard(t)
+    t = jnp.where(hard, 0, t)
+    gap = shifted(z, m, None)
+    t_q = _mean(jnp.where(jnp.abs(d) < linear, gap, t * jnp.expm1(d)), where, axes)
+    q = jnp.where(jnp.isinf(t), 0, t_q / jnp.where(hard, 1, t))
+    near_1 = (q > -0.5) & ~hard
+    log_near_1 = jnp.log1p(jnp.where(near_1, q, 0))
+    log_mean = jnp.log(total) - jnp.log(jnp.maximum(_count(z, where, axes), 1))
+    log_mean = jnp.where(near_1, log_near_1, log_mean)
+    return jnp.where(near_1 & (jnp.abs(q) < linear), t_q, t * log_mean), log_mean
+
+
+def _exp_times_log(v):
+    """exp(v) (v - 1) + 1 >= 0, by its Taylor series near 0."""
+    is_small = jnp.abs(v) < 0.5
+    small = jnp.where(is_small, v, 0)
+    terms = 16 if v.dtype == jnp.float64 else 9
+    series = jnp.zeros_like(v)
+    for k in range(terms, 1, -1):
+        series = series * small + (k - 1) / math.factorial(k)
+    direct = jnp.exp(v) * (jnp.where(jnp.isinf(v), 0, v) - 1) + 1
+    return jnp.where(is_small, small**2 * series, direct)
+
+
+def _mean(v, where, axes):
+    count = jnp.maximum(_count(v, where, axes), 1)
+    v = v if where is None else jnp.where(spread_alike(where, v), v, 0)
+    return row_sum(v, axes) / count
+
+
+def _count(v, where, axes):
+    included = jnp.ones_like(v) if where is None else spread_alike(where, v)
+    return row_sum(jnp.broadcast_to(included, v.shape), axes, v.dtype)
 
 
 def _weights_cotangent(z, m, temperature, g):
@@ -352,7 +400,7 @@ def _broadcast_together(a: Array, b: Array) -> tuple[Array, Array]:
             "logsumexp: a and b must broadcast together; "
             f"got shapes {a.shape} and {b.shape}"
         ) from None
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = jnp.result_type(a, b)  # of a, for a weight that is a Python number
 
     def spread(v: Array) -> Array:
         v = jax.lax.expand_dims(v.astype(dtype), range(len(shape) - v.ndim))

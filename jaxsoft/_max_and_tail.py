@@ -15,6 +15,7 @@ on two cores in float32, in ms, beside jax.nn.logsumexp:
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Hashable
 
@@ -108,7 +109,9 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
         mask, t = (v if v is None else cut(v) for v in (where, temperature))
         uncapped = cut(x)
         if softcap is not None:
+            # Below, -inf is a masked class alone.
             largest = float(jnp.finfo(x.dtype).max)
+            largest = jnp.where(jnp.isinf(softcap), jnp.inf, largest).astype(x.dtype)
             uncapped = jnp.clip(uncapped, -largest, largest)
         z = counted_logits(uncapped, mask, t, narrow=True, bottom=bottom)
         return z.astype(jnp.float32)
@@ -134,7 +137,11 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
     # One lane that holds the maximum, by its number, which is exact up to 2^24. XLA may
     # compute logits anew in every pass, and not to the last bit; whether the maximum
     # is found again in this lane or adds an exp(0), the sums below come out right.
-    numbers = [_lane_numbers(lanes, m.ndim, axis) for lanes in all_lanes]
+    before = itertools.accumulate((lanes.number for lanes in all_lanes), initial=0)
+    numbers = [
+        first + _lane_numbers(lanes, m.ndim, axis)
+        for first, lanes in zip(before, all_lanes)
+    ]
     holding = (
         jnp.where(v == m, number, math.inf) for v, number in zip(m_of_lanes, numbers)
     )
@@ -153,7 +160,11 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
             lambda k: _terms(part(lanes, k, bottom), m, capped_m, softcap, t),
             lanes,
         )
-        s = apart(below + (at_maximum - (number == holder).astype(m.dtype)), m)
+        others = at_maximum - (number == holder).astype(m.dtype)
+        # Which is -1 or more. Of constant logits XLA would add up what is constant of
+        # this and of what is below, and lose the digits of that.
+        others = jnp.maximum(others, -1)
+        s = apart(below + others, m)
         return jnp.sum(s, both, keepdims=True)
 
     s = sum(map(tail, all_lanes, numbers))
@@ -178,8 +189,7 @@ def _lane_numbers(lanes, ndim, axis):
     group, lane = (
         jax.lax.broadcasted_iota(jnp.float32, shape, i) for i in (axis, axis + 1)
     )
-    # The rest is numbered on from the other lanes.
-    return lanes.start + group * lanes.width + lane
+    return group * lanes.width + lane
 
 
 def _capped(z, softcap):

@@ -125,6 +125,18 @@ def _shifted_jvp(primals, tangents):
     return d, jnp.where(jnp.isinf(z), 0, d_dot)
 
 
+def same_maximum(z: Array, m: Array, s: Array, temperature: Array | None) -> Array:
+    """z, with m for a maximum that XLA has computed anew, and not to the same bits.
+
+    It fuses what makes the logits into every kernel that reads them, and there a
+    product and a sum are rounded together or apart. The loss of a sure model would be
+    such a rounding, of either sign. A class that has more than half of the maximum's
+    probability, in a row whose tail s is less than that half, is the maximum.
+    """
+    above = shifted(z, m, temperature) > jnp.where(s < 0.5, -0.5, 0)
+    return z + jax.lax.stop_gradient(jnp.where(above & (z != m), m - z, 0))
+
+
 @jax.custom_jvp
 def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
     """e = exp(d), without the roundings of the subtraction and the division in d.
@@ -236,8 +248,10 @@ def bounded_maximum(m: Array) -> Array:
 
 @jax.custom_jvp
 def capped(z: Array, softcap: Array) -> Array:
-    """c tanh(z/c)."""
-    return softcap * jnp.tanh(z / softcap)
+    """c tanh(z/c), which is z where z/c is small: up to an infinite cap."""
+    linear = float(jnp.finfo(z.dtype).eps) ** 0.5 / 4
+    capped = softcap * jnp.tanh(z / softcap)
+    return jnp.where(jnp.abs(z) <= softcap * linear, z, capped)
 
 
 @capped.defjvp
@@ -248,7 +262,7 @@ def _capped_jvp(primals, tangents):
     # series has converged.
     z, c = primals
     z_dot, c_dot = tangents
-    u = z / c
+    u = jnp.where(jnp.isinf(c), 0, z / c)
     sech2 = 1 / jnp.cosh(u) ** 2
     is_small = jnp.abs(u) < (0.05 if u.dtype == jnp.float64 else 0.25)
     small = jnp.where(is_small, u, 0)
@@ -285,4 +299,16 @@ def log1p_exp(z: Array) -> Array:
 def _log1p_exp_jvp(primals, tangents):
     # The derivative, the sigmoid, is finite where z is infinite.
     (z,), (z_dot,) = primals, tangents
-    return log1p_exp(z), jax.nn.sigmoid(z) * z_dot
+    return log1p_exp(z), _sigmoid(z) * z_dot
+
+
+@jax.custom_jvp
+def _sigmoid(z: Array) -> Array:
+    return jax.nn.sigmoid(z)
+
+
+@_sigmoid.defjvp
+def _sigmoid_jvp(primals, tangents):
+    # JAX's own derivative has the factor 1 - sigmoid(z), without digits at large z.
+    (z,), (z_dot,) = primals, tangents
+    return _sigmoid(z), _sigmoid(z) * _sigmoid(-z) * z_dot

@@ -38,6 +38,7 @@ from jaxsoft._numerics import (
     exp_shifted,
     inverse_temperature,
     is_hard,
+    same_maximum,
     shifted,
     sum_over_others,
     times_log,
@@ -85,10 +86,12 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     z = counted_logits(x, mask, temperature, softcap)
     m, s = max_and_tail(x, needed, temperature, axes, softcap)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
+    z = same_maximum(z, m, s, temperature)
     nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
     label_logit = None
     if isinstance(targets, RowLabels):
         label_logit = _label_logit(x, targets, mask, temperature, softcap, axes)
+        label_logit = same_maximum(label_logit, m, s, temperature)
         nll = jnp.log1p(s) - shifted(label_logit, m, temperature)
         nll = jnp.where(targets.counted, nll, 0)
         nll = jnp.where(targets.valid, nll, jnp.nan)
@@ -119,6 +122,8 @@ def _bwd(axes, with_lse, residuals, cotangents):
     z, to_input = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
+    if not isinstance(targets, RowLabels) or spread_weight is not None:
+        z = same_maximum(z, m, s, temperature)
     e = exp_below(z, m, temperature)
     d = shifted(z, m, temperature)
     nll_of_class = jnp.log1p(s) - d
@@ -126,7 +131,12 @@ def _bwd(axes, with_lse, residuals, cotangents):
     g = jnp.where(jnp.isneginf(m), 0, g)
     per_sum = 1 / (1 + s)
 
-    # q_g is g q + k w, for the derivative in t.
+    if temperature is not None:
+        u = -sum_of_choices(times_log(e, d), axes) * per_sum
+        d_and_u = jnp.where(jnp.isinf(d), 0, d + u)
+    # t dt, of targets and weights before it is of cotangents: in forward mode 1/t is
+    # part of these, and makes them infinite.
+    dt = 0
     if isinstance(targets, RowLabels):
         g = row_cotangent(g, targets)
         hit = _is_label(targets, x, axes)
@@ -135,19 +145,24 @@ def _bwd(axes, with_lse, residuals, cotangents):
         # short if these are few, and what makes the quotients would outweigh it.
         dz_of_label = label_cotangent(g, e_of_label, s) / (1 + s)
         dz = jnp.where(hit, dz_of_label, g / (1 + s) * e)
-        q_g = jnp.where(hit | ~targets.valid, g, 0)
+        if temperature is not None:
+            of_label = jnp.where(hit | ~targets.valid, g, 0)
+            dt = row_sum(of_label * d_and_u, axes)
         dtargets = None
     else:
         q, to_targets = jax.vjp(lambda v: _coefficients(v, mask, z), targets)
         q_g = g * q
         dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * (s + (1 - e))
         dz = dz * per_sum
+        if temperature is not None:
+            dt = g * row_sum(q * d_and_u, axes)
         dtargets = to_targets(times_nll(g, nll_of_class))[0]
     dspread_weight = None
     if spread_weight is not None:
         w = included(spread_weight, mask, z)
         dz = dz + per_sum * spread_cotangent(k, w, row_sum(w, axes), e, s)
-        q_g = q_g + k * w
+        if temperature is not None:
+            dt = dt + k * row_sum(w * d_and_u, axes)
         dw = times_nll(k, nll_of_class)
         if mask is not None:
             dw = jnp.where(mask, dw, 0)
@@ -158,8 +173,6 @@ def _bwd(axes, with_lse, residuals, cotangents):
     dtemperature = None
     if temperature is not None:
         dz = dz * inverse_temperature(temperature)
-        u = -sum_of_choices(times_log(e, d), axes) * per_sum
-        dt = row_sum(q_g * jnp.where(jnp.isinf(d), 0, d + u), axes)
         if with_lse:
             dt = dt + h * logsumexp_slope(u, m, temperature)
         dtemperature = jnp.sign(temperature) * inverse_temperature(temperature) * dt

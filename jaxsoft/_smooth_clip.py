@@ -109,12 +109,22 @@ def _smooth_clip(x, lower, upper, temperature):
     # From an infinite x, too, an infinite upper bound is far away.
     e_upper = jnp.where(jnp.isinf(upper), 0, _pair.exp_gap(x, upper, t))
     near, far = jnp.maximum(e_lower, e_upper), jnp.minimum(e_lower, e_upper)
-    missing = -jnp.expm1(-_pair.gap(2 * jnp.abs(half_gap), jnp.zeros((), x.dtype), t))
-    excess = jnp.sign(half_gap) * jnp.log1p(near * missing / (1 + far))
+    distance = 2 * jnp.abs(half_gap)
+    distance_over_t = _pair.gap(distance, jnp.zeros((), x.dtype), t)
+    missing = -jnp.expm1(-distance_over_t)
+    inside = near * missing / (1 + far)
+    excess = jnp.log1p(inside)
     if t is not None:
-        excess = jnp.where(is_hard(t), 0, t) * excess
+        # At large temperatures expm1 and log1p change nothing, and t goes.
+        linear = float(jnp.finfo(x.dtype).eps) / 4
+        t = jnp.where(is_hard(t), 0, t)
+        without_t = jnp.where(distance_over_t < linear, distance, t * missing)
+        excess = jnp.where(inside < linear, near * without_t / (1 + far), t * excess)
+        excess = jnp.where(t == 0, 0, excess)
     # Where near is 0 the other factors may be infinite or NaN.
-    return jnp.clip(x, lower, upper) + jnp.where(near == 0, 0, excess)
+    none = (near == 0) | (lower == upper)
+    excess = jnp.where(none, 0, jnp.sign(half_gap) * excess)
+    return jnp.clip(x, lower, upper) + excess
 
 
 def _size(temperature):

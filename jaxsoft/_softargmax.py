@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._axes import row_sum
 from jaxsoft._checks import (
     Axis,
     as_axes,
@@ -35,7 +36,7 @@ from jaxsoft._numerics import (
     probabilities,
     shifted,
 )
-from jaxsoft._saturation import converted
+from jaxsoft._saturation import converted, saturated
 
 
 def softargmax(
@@ -145,12 +146,13 @@ def _softargmax_bwd(axes, residuals, g):
     a = _positions_that_count(positions, p, axes)
     c = sum_of_choices(jnp.where(p > 0.5, a, 0), axes)
     h = a - c
-    dz = p * (h - sum_of_choices(p * h, axes)) * g
-    dz = dz * inverse_temperature(temperature)
+    spread = p * (h - sum_of_choices(p * h, axes))
+    dz = saturated(spread * g * inverse_temperature(temperature), p.dtype)
     dtemperature = dpositions = None
     if temperature is not None:
         d = jnp.where(p == 0, 0, shifted(z, m, temperature))
-        dtemperature = -jnp.sum(dz * d, axes, keepdims=True) * jnp.sign(temperature)
+        in_size = -row_sum(spread * d, axes) * g * inverse_temperature(temperature)
+        dtemperature = jnp.sign(temperature) * in_size
     if positions is not None:
         shared = [i for i, n in enumerate(positions.shape) if n != p.shape[i]]
         dpositions = jnp.sum(p * g, shared, keepdims=True)

@@ -35,6 +35,7 @@ from jaxsoft._numerics import (
     inverse_temperature,
     per_row,
     probabilities,
+    same_maximum,
     shifted,
     sum_over_others,
     times_log,
@@ -275,6 +276,7 @@ def _log_softmax(x, where, temperature, axes):
 def _log_softmax_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     m, s = max_and_tail(x, where, temperature, axes)
+    z = same_maximum(z, m, s, temperature)
     log_p = shifted(z, m, temperature) - jnp.log1p(s)
     return log_p.astype(x.dtype), (m, s)
 
@@ -289,6 +291,7 @@ def _log_softmax_bwd(axes, residuals, g):
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
     g = jnp.where(jnp.isneginf(m), 0, widened(g, z.dtype))
     g = g if where is None else jnp.where(spread_alike(where, g), g, 0)
+    z = same_maximum(z, m, s, temperature)
     e = exp_below(z, m, temperature)
     dz = g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)
     dz = dz * (inverse_temperature(temperature) / (1 + s))

@@ -172,3 +172,15 @@ def test_circle_without_positives_or_negatives(similarities, empty):
         np.testing.assert_array_equal(loss, 0)
         for gradient in pull(jnp.ones(3)):
             np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(("x", "label"), [(20.0, 0.0), (-20.0, 1.0), (12.0, 0.5)])
+def test_the_second_derivative_keeps_its_digits(x, label):
+    """p (1 - p), whichever of the two is small."""
+
+    def loss(x):
+        return jaxsoft.binary_cross_entropy(x, label)
+
+    small = np.exp(-abs(x)) / (1 + np.exp(-abs(x)))
+    second = jax.grad(jax.grad(loss))(x)
+    np.testing.assert_allclose(second, small * (1 - small), rtol=1e-6)

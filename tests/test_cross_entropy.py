@@ -379,3 +379,77 @@ def test_logits_that_are_constants_of_the_program(rng):
 
         of_constant = jax.jit(lambda scale, x=x: gradient(scale, jnp.asarray(x)))(1.0)
         np.testing.assert_allclose(of_constant, jax.jit(gradient)(1.0, x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [10, 26, 52, 100, 1000])
+def test_sure_rows_that_are_constants_of_the_program(classes):
+    x = jnp.full((classes, 8), -40.0).at[3].set(5.0)
+    expected = np.full(8, (classes - 1) * np.exp(-45.0))
+    for logits, axis in ((x, 0), (x.T, 1)):
+        loss = jax.jit(
+            lambda x=logits, axis=axis: jaxsoft.cross_entropy(
+                x, jnp.full(8, 3), axis=axis
+            )
+        )()
+        np.testing.assert_allclose(np.float64(loss), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [3, 33, 128])
+@pytest.mark.parametrize("kind", ["indices", "probabilities", "log_softmax"])
+def test_a_sure_loss_of_logits_made_in_the_same_program(kind, classes, rng):
+    """The label's logit may be computed anew, with other roundings than the maximum."""
+    labels = rng.integers(0, classes, 256)
+    h = np.float32(10 * rng.normal(size=(256, classes)))
+    h[np.arange(256), labels] += 100
+
+    def loss(z):
+        if kind == "indices":
+            return jaxsoft.cross_entropy(z, labels)
+        one_hot = jax.nn.one_hot(labels, classes)
+        if kind == "probabilities":
+            return jaxsoft.cross_entropy(z, one_hot)
+        return -jnp.sum(jnp.where(one_hot > 0, jaxsoft.log_softmax(z), 0), -1)
+
+    def of_label(gradient):
+        return np.take_along_axis(np.asarray(gradient), labels[:, None], 1)
+
+    for make in (
+        lambda h: h - jnp.mean(h, -1, keepdims=True),
+        lambda h: h - h[:, :1] * h[:, 1:2] / 64,
+    ):
+        value, pull = jax.jit(lambda h, make=make: jax.vjp(lambda z: loss(z), make(h)))(
+            h
+        )
+        assert np.all(value >= 0)
+        assert np.max(value) < 1e-9
+        (gradient,) = pull(jnp.ones(256))
+        assert np.all(of_label(gradient) <= 0)
+        assert np.max(np.abs(gradient)) < 1e-9
+
+
+def test_an_infinite_cap_is_none():
+    x = jnp.array([[2.0, 1.0, -3.0], [np.inf, 1.0, 0.0], [1.0, -np.inf, 0.0]])
+    labels = jnp.array([1, 0, 0])
+
+    def value_and_gradients(softcap):
+        loss = functools.partial(jaxsoft.cross_entropy, labels=labels)
+        value, pull = jax.vjp(lambda x: loss(x, softcap=softcap), x)
+        return value, pull(jnp.ones(3))[0]
+
+    expected = value_and_gradients(None)
+    for softcap in (float("inf"), jnp.float32(jnp.inf), 3e38):
+        rows = slice(None) if softcap == jnp.inf else slice(1)
+        for got, want in zip(value_and_gradients(softcap), expected):
+            np.testing.assert_allclose(got[rows], want[rows], rtol=1e-6)
+    slope = jax.grad(lambda c: jnp.sum(jaxsoft.cross_entropy(x, labels, softcap=c)))
+    assert slope(jnp.inf) == 0
+
+
+def test_forward_mode_at_a_temperature_whose_square_underflows():
+    x, q = jnp.array([0.0, 0.0, -1.0]), jnp.array([0.2, 0.8, 0.0])
+    for temperature in (1e-19, 1e-20, 1e-25, 1e-30):
+        primal, tangent = jax.jvp(
+            lambda t: jaxsoft.cross_entropy(x, q, temperature=t), (temperature,), (1.0,)
+        )
+        np.testing.assert_allclose(primal, np.log(2), rtol=1e-6)
+        assert tangent == 0

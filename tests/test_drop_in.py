@@ -164,3 +164,11 @@ def test_empty_axis():
     np.testing.assert_array_equal(losses, np.zeros((2, 3)))
     losses = jaxsoft.cross_entropy(x, jnp.zeros((2, 3), int), axis=1)
     assert np.all(np.isnan(losses))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_weight_that_is_a_number_keeps_the_dtype(dtype):
+    a = jnp.array([1.0, 2.0], dtype)
+    for b in (2.0, 2):
+        ours = jaxsoft.logsumexp(a, b=b)
+        assert ours.dtype == jax.nn.logsumexp(a, b=b).dtype == dtype

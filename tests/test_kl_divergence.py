@@ -108,3 +108,12 @@ def test_logits_of_two_dtypes(pair):
     expected = jaxsoft.kl_divergence(half.astype(jnp.float32), y)
     np.testing.assert_array_equal(value, expected)
     assert [g.dtype for g in pull(jnp.ones(4))] == [jnp.bfloat16, jnp.float32]
+
+
+@pytest.mark.parametrize("distance", [3.0, 300.0, 1e5, 1e8])
+def test_the_gradient_of_a_large_divergence(distance):
+    """q - p, not the difference of a log ratio and the divergence."""
+    target, logits = jnp.array([0.0, -1.0]), jnp.array([0.0, -distance])
+    gradient = jax.grad(jaxsoft.kl_divergence, 1)(target, logits)
+    difference = 1 / (1 + np.exp(-distance)) - 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(gradient, [difference, -difference], rtol=1e-6)

@@ -1,5 +1,7 @@
 """Relative accuracy: float32 against 80 digits, and half precision rounded once."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -297,6 +299,40 @@ def test_more_classes_than_float16_can_count():
     np.testing.assert_allclose(loss, np.log(70_000), rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1, 100])
+@pytest.mark.parametrize("temperature", [-0.3, 1, 1000, 1e8])
+def test_the_mean_of_neighbours(scale, temperature, rng):
+    """Neither the mean nor its derivative is a small difference of large numbers."""
+    x = np.float32(scale * rng.normal(size=(500, 17)) + rng.choice([0, 5], (500, 1)))
+    z = np.sign(temperature) * x.astype(np.longdouble)
+    top = np.max(z, -1, keepdims=True)
+    size = np.longdouble(abs(np.float32(temperature)))
+    q = np.mean(np.expm1((z - top) / size), -1, keepdims=True)
+    expected = np.sign(temperature) * (top + size * np.log1p(q))[:, 0]
+    v = (z - top) / size - np.log1p(q)
+    terms = [(k - 1) * v**k / math.factorial(k) for k in range(2, 9)]
+    slope = -np.mean(np.where(abs(v) < 1e-2, sum(terms), np.exp(v) * (v - 1) + 1), -1)
+
+    def mean(temperature, x):
+        return jaxsoft.logmeanexp(x, temperature=temperature)
+
+    both = jax.vmap(jax.value_and_grad(mean), (None, 0))
+    value, gradient = jax.jit(both)(jnp.float32(temperature), x)
+    largest = np.max(np.abs(x), -1)
+    error = np.abs(np.asarray(value) - expected)
+    assert np.max(error / np.maximum(largest, abs(expected))) < 1e-6
+    np.testing.assert_allclose(gradient, np.float64(slope), rtol=2e-6)
+
+
+def test_the_mean_at_infinite_temperature():
+    x = jnp.array([1.0, 3.0, 2.0])
+    assert jaxsoft.logmeanexp(x, temperature=jnp.inf) == 2
+    assert jaxsoft.logmeanexp(x, temperature=jnp.float32(3e38)) == 2
+    assert jaxsoft.logmeanexp(x, where=x < 3, temperature=jnp.inf) == 1.5
+    for n in range(1, 60):
+        assert jaxsoft.logmeanexp(jnp.full(n, 0.1)) == jnp.float32(0.1)
+
+
 def test_a_row_that_lanes_do_not_divide():
     """1031 is a prime. What its last lanes have twice must not count twice."""
     x = np.sin(np.arange(1031, dtype=np.float32)) - 50
@@ -306,6 +342,16 @@ def test_a_row_that_lanes_do_not_divide():
     np.testing.assert_allclose(loss, float(exact - x[1030]), rtol=4 * 2**-23)
     p = np.exp(x - exact).astype(np.float64)
     np.testing.assert_allclose(gradient[:-1], p[:-1], rtol=16 * 2**-23)
+
+
+def test_more_classes_than_float32_can_count():
+    """Of which some lane, by its number, holds the maximum."""
+    classes = 17_000_009
+    x = jnp.full(classes, -10.0)
+    expected = np.log1p((classes - 1) * np.exp(-20.0))
+    excess = jax.jit(lambda x, i: jaxsoft.logsumexp(x.at[i].set(10)) - 10)
+    for i in (classes - 9, classes - 6, classes - 1):
+        np.testing.assert_allclose(excess(x, i), expected, rtol=5e-5)
 
 
 def test_a_million_classes():

@@ -737,3 +737,19 @@ def test_errors_name_the_function_and_both_shapes():
         smooth_clip(x, 0.0, jnp.ones(2))
     with raises(TypeError, "smooth_clip: lower must be real; got dtype complex64"):
         smooth_clip(x, 1j, 1.0)
+
+
+@pytest.mark.parametrize("temperature", [np.inf, 1e38, 1e30, 1e8])
+def test_smooth_clip_at_the_softest_temperatures(temperature):
+    """The middle of the bounds, however large the temperature and small their gap."""
+    x = jnp.array([-3.0, 0.3, 1.0, 5.0])
+    np.testing.assert_allclose(smooth_clip(x, 0.0, 1.0, temperature=temperature), 0.5)
+    x, lower, upper = jnp.array([-1e-10, 0.0]), -1e-9, 1e-10
+    middle = smooth_clip(x, lower, upper, temperature=temperature)
+    np.testing.assert_allclose(middle, -4.5e-10, rtol=1e-6)
+
+
+def test_smooth_clip_between_equal_bounds():
+    for bound in (2.0, jnp.inf, -jnp.inf):
+        assert smooth_clip(bound, bound, bound) == bound
+        assert smooth_clip(1.0, bound, bound, temperature=0.5) == bound

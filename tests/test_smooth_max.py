@@ -469,3 +469,17 @@ def test_errors_of_positions():
         softargmax(x, 0, positions=jnp.ones((3, 2)))
     with raises(TypeError, "softargmax: positions must be real; got dtype complex64$"):
         softargmax(x, positions=jnp.ones(3, jnp.complex64))
+
+
+def test_softargmax_of_ties_at_a_tiny_temperature():
+    """The derivative in x stops at the largest number; that in temperature is 0."""
+
+    def of_ties(x, temperature):
+        return softargmax(x, temperature=temperature, positions=jnp.array([0.0, 1e3]))
+
+    x, temperature = jnp.zeros(2), jnp.float32(1e-37)
+    in_x, in_temperature = jax.grad(of_ties, (0, 1))(x, temperature)
+    largest = jnp.finfo(jnp.float32).max
+    np.testing.assert_array_equal(in_x, [-largest, largest])
+    assert in_temperature == 0
+    assert jax.jvp(lambda t: of_ties(x, t), (temperature,), (1.0,))[1] == 0
