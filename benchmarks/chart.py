@@ -1,4 +1,7 @@
-"""A bar chart of a results file: `python -m benchmarks.chart results/cpu.json`."""
+"""A bar chart of a results file:
+
+    python -m benchmarks.chart benchmarks/results/cpu.json
+"""
 
 import json
 import sys

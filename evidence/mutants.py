@@ -1,4 +1,4 @@
-"""Are the tests awake? Break one line of the package, and see a test fail.
+"""Can the tests fail? Break one line of the package, and see whether one does.
 
     python -m evidence.mutants                       all of them, in 20 minutes
     python -m evidence.mutants --only tail           those with the word in their name
@@ -356,8 +356,8 @@ MUTANTS = [
     Mutant(
         "the derivative of logsumexp in the temperature is half an entropy",
         "_logsumexp",
-        "dtemperature = g * (log_sum - row_sum(p_d, axes))",
-        "dtemperature = g * log_sum",
+        "slope = log_sum - row_sum(p_d, axes)",
+        "slope = log_sum",
         "test_facts.py",
         "derivative_in_temperature",
     ),
@@ -849,7 +849,7 @@ def page(fates: list[Fate]) -> str:
             "# Mutants",
             "",
             "Each line below was broken in a copy of the package, one at a time, and",
-            "the tests about it were run: a test that fails is awake. Killed:",
+            "the tests about it were run: one that fails has seen it. Killed:",
             f"{killed} of {len(fates)} mutants in {modules} modules, with jax "
             f"{jax.__version__}.",
             "",

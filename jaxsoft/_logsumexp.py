@@ -135,7 +135,7 @@ def logsumexp(
         Nothing included, or all -inf: -inf with gradient 0 (at temperature < 0 an empty
         minimum is +inf). Entries +inf: +inf; they share the gradient equally, as tied
         maxima do at temperature 0. A sum of exactly 0: -inf with sign 0, gradient 0.
-        NaN only if an included entry is NaN.
+        NaN only if an included entry is NaN, or infinities of both signs are added.
 
     Example:
         >>> import jax.numpy as jnp

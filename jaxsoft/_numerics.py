@@ -125,16 +125,21 @@ def _shifted_jvp(primals, tangents):
     return d, jnp.where(jnp.isinf(z), 0, d_dot)
 
 
-def same_maximum(z: Array, m: Array, s: Array, temperature: Array | None) -> Array:
-    """z, with m for a maximum that XLA has computed anew, and not to the same bits.
+def is_maximum(d: Array, s: Array) -> Array:
+    """Whether d is that of the maximum, which XLA may have computed anew, and not to
+    the same bits.
 
-    It fuses what makes the logits into every kernel that reads them, and there a
-    product and a sum are rounded together or apart. The loss of a sure model would be
-    such a rounding, of either sign. A class that has more than half of the maximum's
-    probability, in a row whose tail s is less than that half, is the maximum.
+    It fuses what makes the logits into every kernel that reads them, and rounds a
+    product and a sum together there, or apart. The loss of a sure model would be such a
+    rounding, of either sign. A class with more than 0.6 of the maximum's probability,
+    in a row whose tail s is less than 0.5, is the maximum.
     """
-    above = shifted(z, m, temperature) > jnp.where(s < 0.5, -0.5, 0)
-    return z + jax.lax.stop_gradient(jnp.where(above & (z != m), m - z, 0))
+    return d > jnp.where(s < 0.5, -0.5, 0)
+
+
+def with_value(value: Array | float, where: Array, v: Array) -> Array:
+    """v; where that is true the value, with the derivative of v."""
+    return jnp.where(where, value + (v - jax.lax.stop_gradient(v)), v)
 
 
 @jax.custom_jvp

@@ -66,19 +66,25 @@ def row_labels(
     is_class = ~ignored & (labels >= 0) & (labels < classes)
     valid = is_class | ignored
     if labels.size:
-        check = functools.partial(_check_labels, function, classes)
+        check = functools.partial(_check_labels, function, classes, ignore_index)
         labels, valid = checked(check, labels, valid)
     index = jnp.where(is_class, labels, 0).astype(jnp.int32)
     return RowLabels(jnp.where(is_class, index, -1), ~ignored, valid)
 
 
-def _check_labels(function: str, classes: int, labels: Array, valid: Array) -> None:
+def _check_labels(
+    function: str,
+    classes: int,
+    ignore_index: int | None,
+    labels: Array,
+    valid: Array,
+) -> None:
     smallest = np.asarray(jnp.iinfo(labels.dtype).min, labels.dtype)
     largest_invalid = jnp.max(jnp.where(valid, smallest, labels))
+    ignored = "" if ignore_index is None else " or equal ignore_index"
     checkify.debug_check(
         jnp.all(valid),
-        f"{function}: labels must lie in [0, {classes}) or equal ignore_index; "
-        "got label {label}",
+        f"{function}: labels must lie in [0, {classes}){ignored}; got label {{label}}",
         label=largest_invalid,
     )
 

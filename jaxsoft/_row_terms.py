@@ -38,10 +38,11 @@ from jaxsoft._numerics import (
     exp_shifted,
     inverse_temperature,
     is_hard,
-    same_maximum,
+    is_maximum,
     shifted,
     sum_over_others,
     times_log,
+    with_value,
 )
 from jaxsoft._per_row import RowLabels, RowTerms, times_loss
 
@@ -86,12 +87,14 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     z = counted_logits(x, mask, temperature, softcap)
     m, s = max_and_tail(x, needed, temperature, axes, softcap)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
-    z = same_maximum(z, m, s, temperature)
-    nll_of_class = jnp.log1p(s) - shifted(z, m, temperature)
+    d = shifted(z, m, temperature)
+    nll_of_class = jnp.log1p(s) - with_value(0, is_maximum(d, s), d)
     label_logit = None
     if isinstance(targets, RowLabels):
         label_logit = _label_logit(x, targets, mask, temperature, softcap, axes)
-        label_logit = same_maximum(label_logit, m, s, temperature)
+        at_maximum = is_maximum(shifted(label_logit, m, temperature), s)
+        at_maximum = at_maximum & jnp.isfinite(label_logit)
+        label_logit = with_value(m, at_maximum, label_logit)
         nll = jnp.log1p(s) - shifted(label_logit, m, temperature)
         nll = jnp.where(targets.counted, nll, 0)
         nll = jnp.where(targets.valid, nll, jnp.nan)
@@ -122,10 +125,11 @@ def _bwd(axes, with_lse, residuals, cotangents):
     z, to_input = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
-    if not isinstance(targets, RowLabels) or spread_weight is not None:
-        z = same_maximum(z, m, s, temperature)
     e = exp_below(z, m, temperature)
     d = shifted(z, m, temperature)
+    if not isinstance(targets, RowLabels) or spread_weight is not None:
+        at_maximum = is_maximum(d, s)
+        e, d = with_value(1, at_maximum, e), with_value(0, at_maximum, d)
     nll_of_class = jnp.log1p(s) - d
     g, h, k = cotangents
     g = jnp.where(jnp.isneginf(m), 0, g)

@@ -33,12 +33,13 @@ from jaxsoft._numerics import (
     exp_below,
     exp_shifted,
     inverse_temperature,
+    is_maximum,
     per_row,
     probabilities,
-    same_maximum,
     shifted,
     sum_over_others,
     times_log,
+    with_value,
 )
 from jaxsoft._saturation import widened
 
@@ -276,8 +277,8 @@ def _log_softmax(x, where, temperature, axes):
 def _log_softmax_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     m, s = max_and_tail(x, where, temperature, axes)
-    z = same_maximum(z, m, s, temperature)
-    log_p = shifted(z, m, temperature) - jnp.log1p(s)
+    d = shifted(z, m, temperature)
+    log_p = with_value(0, is_maximum(d, s), d) - jnp.log1p(s)
     return log_p.astype(x.dtype), (m, s)
 
 
@@ -291,13 +292,12 @@ def _log_softmax_bwd(axes, residuals, g):
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
     g = jnp.where(jnp.isneginf(m), 0, widened(g, z.dtype))
     g = g if where is None else jnp.where(spread_alike(where, g), g, 0)
-    z = same_maximum(z, m, s, temperature)
-    e = exp_below(z, m, temperature)
+    d, e = shifted(z, m, temperature), exp_below(z, m, temperature)
+    e = with_value(1, is_maximum(d, s), e)
     dz = g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)
     dz = dz * (inverse_temperature(temperature) / (1 + s))
     if temperature is None:
         return to_input(dz)[0], None, None
-    d = shifted(z, m, temperature)
     u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
     g_d = row_sum(g * jnp.where(jnp.isinf(d), 0, d + u), axes)
     dtemperature = -jnp.sign(temperature) * inverse_temperature(temperature) * g_d
