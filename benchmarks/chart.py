@@ -1,6 +1,6 @@
 """A bar chart of a results file:
 
-    python -m benchmarks.chart benchmarks/results/cpu.json
+python -m benchmarks.chart benchmarks/results/cpu.json
 """
 
 import json

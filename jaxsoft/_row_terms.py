@@ -135,12 +135,6 @@ def _bwd(axes, with_lse, residuals, cotangents):
     g = jnp.where(jnp.isneginf(m), 0, g)
     per_sum = 1 / (1 + s)
 
-    if temperature is not None:
-        u = -sum_of_choices(times_log(e, d), axes) * per_sum
-        d_and_u = jnp.where(jnp.isinf(d), 0, d + u)
-    # t dt, of targets and weights before it is of cotangents: in forward mode 1/t is
-    # part of these, and makes them infinite.
-    dt = 0
     if isinstance(targets, RowLabels):
         g = row_cotangent(g, targets)
         hit = _is_label(targets, x, axes)
@@ -149,24 +143,20 @@ def _bwd(axes, with_lse, residuals, cotangents):
         # short if these are few, and what makes the quotients would outweigh it.
         dz_of_label = label_cotangent(g, e_of_label, s) / (1 + s)
         dz = jnp.where(hit, dz_of_label, g / (1 + s) * e)
-        if temperature is not None:
-            of_label = jnp.where(hit | ~targets.valid, g, 0)
-            dt = row_sum(of_label * d_and_u, axes)
+        in_temperature = [(1, jnp.where(hit | ~targets.valid, g, 0))]
         dtargets = None
     else:
         q, to_targets = jax.vjp(lambda v: _coefficients(v, mask, z), targets)
         q_g = g * q
         dz = e * sum_over_others(q_g, z, m, s, axes) - q_g * (s + (1 - e))
         dz = dz * per_sum
-        if temperature is not None:
-            dt = g * row_sum(q * d_and_u, axes)
+        in_temperature = [(g, q)]
         dtargets = to_targets(times_nll(g, nll_of_class))[0]
     dspread_weight = None
     if spread_weight is not None:
         w = included(spread_weight, mask, z)
         dz = dz + per_sum * spread_cotangent(k, w, row_sum(w, axes), e, s)
-        if temperature is not None:
-            dt = dt + k * row_sum(w * d_and_u, axes)
+        in_temperature.append((k, w))
         dw = times_nll(k, nll_of_class)
         if mask is not None:
             dw = jnp.where(mask, dw, 0)
@@ -177,6 +167,11 @@ def _bwd(axes, with_lse, residuals, cotangents):
     dtemperature = None
     if temperature is not None:
         dz = dz * inverse_temperature(temperature)
+        u = -sum_of_choices(times_log(e, d), axes) * per_sum
+        d_and_u = jnp.where(jnp.isinf(d), 0, d + u)
+        # The sums come before the cotangents, which in forward mode have a factor 1/t
+        # that may make them infinite.
+        dt = sum(g * row_sum(q * d_and_u, axes) for g, q in in_temperature)
         if with_lse:
             dt = dt + h * logsumexp_slope(u, m, temperature)
         dtemperature = jnp.sign(temperature) * inverse_temperature(temperature) * dt
