@@ -376,6 +376,7 @@ def _entropy_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     m, s = max_and_tail(x, where, temperature, axes)
     d, e = shifted(z, m, temperature), exp_shifted(z, m, temperature)
+    d = with_value(0, is_maximum(d, s), d)
     u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
     return jnp.log1p(s) + u, (m, s, u)
 
@@ -389,7 +390,9 @@ def _entropy_bwd(axes, residuals, g):
     x, where, temperature, (m, s, u) = residuals
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
     p = probabilities(z, m, s, temperature)
-    surprise = jnp.where(p == 0, 0, shifted(z, m, temperature) + u)
+    d = shifted(z, m, temperature)
+    d = with_value(0, is_maximum(d, s), d)
+    surprise = jnp.where(p == 0, 0, d + u)
     scale = g * inverse_temperature(temperature)
     dx = to_input(-scale * p * surprise)[0]
     if temperature is None:

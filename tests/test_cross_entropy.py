@@ -394,36 +394,44 @@ def test_sure_rows_that_are_constants_of_the_program(classes):
         np.testing.assert_allclose(np.float64(loss), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("classes", [3, 33, 128])
-@pytest.mark.parametrize("kind", ["indices", "probabilities", "log_softmax"])
-def test_a_sure_loss_of_logits_made_in_the_same_program(kind, classes, rng):
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", [3, 25])
+@pytest.mark.parametrize("kind", ["indices", "probabilities", "log_softmax", "entropy"])
+def test_a_sure_loss_of_logits_made_in_the_same_program(kind, classes, axis, rng):
     """The label's logit may be computed anew, with other roundings than the maximum."""
     labels = rng.integers(0, classes, 256)
     h = np.float32(10 * rng.normal(size=(256, classes)))
     h[np.arange(256), labels] += 100
+    h = h if axis == 1 else h.T.copy()
+    index = jnp.expand_dims(labels, axis)
 
     def loss(z):
         if kind == "indices":
-            return jaxsoft.cross_entropy(z, labels)
-        one_hot = jax.nn.one_hot(labels, classes)
+            return jaxsoft.cross_entropy(z, labels, axis=axis)
         if kind == "probabilities":
-            return jaxsoft.cross_entropy(z, one_hot)
-        return -jnp.sum(jnp.where(one_hot > 0, jaxsoft.log_softmax(z), 0), -1)
+            one_hot = jax.nn.one_hot(labels, classes, axis=axis)
+            return jaxsoft.cross_entropy(z, one_hot, axis=axis)
+        if kind == "entropy":
+            return jaxsoft.entropy(z, axis)
+        log_p = jaxsoft.log_softmax(z, axis)
+        return -jnp.squeeze(jnp.take_along_axis(log_p, index, axis), axis)
 
-    def of_label(gradient):
-        return np.take_along_axis(np.asarray(gradient), labels[:, None], 1)
+    def centred(h):
+        return h - jnp.mean(h, axis, keepdims=True)
 
-    for make in (
-        lambda h: h - jnp.mean(h, -1, keepdims=True),
-        lambda h: h - h[:, :1] * h[:, 1:2] / 64,
-    ):
+    def normalised(h):
+        square = jnp.mean(centred(h) ** 2, axis, keepdims=True)
+        return centred(h) * jax.lax.rsqrt(square + 1e-5) * 20
+
+    for make in (centred, normalised):
         value, pull = jax.jit(lambda h, make=make: jax.vjp(lambda z: loss(z), make(h)))(
             h
         )
         assert np.all(value >= 0)
         assert np.max(value) < 1e-9
         (gradient,) = pull(jnp.ones(256))
-        assert np.all(of_label(gradient) <= 0)
+        of_label = np.take_along_axis(np.asarray(gradient), index, axis)
+        assert np.all(of_label <= 0)
         assert np.max(np.abs(gradient)) < 1e-9
 
 
