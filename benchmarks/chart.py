@@ -1,7 +1,4 @@
-"""A bar chart of a results file:
-
-python -m benchmarks.chart benchmarks/results/cpu.json
-"""
+"""A bar chart: `python -m benchmarks.chart benchmarks/results/cpu.json`."""
 
 import json
 import sys
