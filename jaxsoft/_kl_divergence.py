@@ -32,7 +32,9 @@ from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
+    exact_at_maximum,
     inverse_temperature,
+    is_maximum,
     per_row,
     probabilities,
     rounding_of_shifted,
@@ -173,7 +175,7 @@ def _plain(x, y, where, temperature, axes):
     m, s = max_and_tail(x, where, temperature, axes)
     n, r = max_and_tail(y, where, temperature, axes)
     p = probabilities(z, m, s, temperature)
-    delta = _log_ratio(p, z, m, w, n, temperature)
+    delta = _log_ratio(p, (z, m, s), (w, n, r), temperature)
     likely = sum_of_choices(jnp.where(p > 0.5, delta, 0), axes)
     likely = jnp.where(jnp.isinf(likely), 0, likely)
     mean = sum_of_choices(p * (delta - likely), axes)
@@ -204,7 +206,7 @@ def _bwd(axes, residuals, g):
     q = probabilities(w, n, r, temperature)
     g = jnp.where(jnp.isneginf(m), 0, g) * inverse_temperature(temperature)
     infinite = jnp.isinf(kl)
-    delta = _log_ratio(p, z, m, w, n, temperature)
+    delta = _log_ratio(p, (z, m, s), (w, n, r), temperature)
     v = jnp.where(infinite, 0, _deviation(p, delta, likely, mean))
     log_ratio = v - jnp.where(infinite, 0, kl)
     # Of a large divergence the log ratio has lost more digits than q - p.
@@ -224,14 +226,19 @@ def _bwd(axes, residuals, g):
 _kl_divergence.defvjp(_fwd, _bwd)
 
 
-def _log_ratio(p, z, m, w, n, temperature):
-    """delta, and 0 where p is 0. Both shifts get their roundings back: delta may be
-    far smaller than d and b."""
-    d, b = shifted(z, m, temperature), shifted(w, n, temperature)
-    rounding = rounding_of_shifted(w, n, b, temperature) - rounding_of_shifted(
-        z, m, d, temperature
-    )
-    return jnp.where(p == 0, 0, (b - jnp.where(p == 0, 0, d)) + rounding)
+def _log_ratio(p, of_target, of_logits, temperature):
+    """delta, and 0 where p is 0."""
+    d, rounding_of_d = _shifted_and_rounding(*of_target, temperature)
+    b, rounding_of_b = _shifted_and_rounding(*of_logits, temperature)
+    delta = (b - jnp.where(p == 0, 0, d)) + (rounding_of_b - rounding_of_d)
+    return jnp.where(p == 0, 0, delta)
+
+
+def _shifted_and_rounding(z, m, s, temperature):
+    """d, and what it lacks: delta may be far smaller than d and b."""
+    d = shifted(z, m, temperature)
+    rounding = rounding_of_shifted(z, m, d, temperature)
+    return exact_at_maximum(d, s), jnp.where(is_maximum(d, s), 0, rounding)
 
 
 def _deviation(p, delta, likely, mean):

@@ -280,7 +280,7 @@ def _bwd(axes, mean, residuals, cotangents):
     z, to_input = jax.vjp(lambda x: _weighted_logits(x, b, where, temperature), x)
     g = cotangents[0].astype(z.dtype)
     empty_sum = total == 0
-    log_sum = _log_abs_sum(s, jnp.where(empty_sum, 1, total))
+    total_or_1 = jnp.where(empty_sum, 1, total)
     total = jnp.where(empty_sum, jnp.inf, total)
     weights = None if b is None else b.astype(z.dtype)
     p = weighted_exp(z, m, weights, temperature) / total
@@ -294,6 +294,7 @@ def _bwd(axes, mean, residuals, cotangents):
             slope = -_mean(_exp_times_log(d - log_mean), where, axes)
         else:
             p_d = p * jnp.where(jnp.isinf(d), 0, d)
+            log_sum = _log_abs_sum(s, total_or_1)
             slope = log_sum - row_sum(p_d, axes)
         dtemperature = g * slope
     db = None

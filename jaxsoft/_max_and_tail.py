@@ -34,12 +34,16 @@ from jaxsoft._lanes import (
     unseen,
 )
 from jaxsoft._numerics import (
+    NEAR,
     accumulation_dtype,
     capped,
     counted_logits,
+    exp_below,
     exp_below_on_cpu,
     exp_shifted,
+    shifted,
     weighted_exp,
+    with_value,
 )
 
 
@@ -92,12 +96,19 @@ def _plainly(x, where, softcap, temperature, *, weights, axes):
     of_weight = z if weights is None else jnp.where(weights == 0, -jnp.inf, z)
     m = jnp.max(of_weight, axes, keepdims=True, initial=-jnp.inf)
     m = jax.lax.stop_gradient(m)
-    below = _without_maximum(weighted_exp(z, m, weights, temperature), z, m)
-    terms_of_maximum = jnp.where(z == m, 1 if weights is None else weights, 0)
-    terms_of_maximum = jax.lax.stop_gradient(terms_of_maximum)
-    s = jnp.sum(below, axes, keepdims=True) + (
-        jnp.sum(terms_of_maximum, axes, keepdims=True, dtype=z.dtype) - 1
-    )
+
+    def total(terms):
+        return jnp.sum(terms, axes, keepdims=True, dtype=z.dtype)
+
+    if weights is None:
+        far, near = map(total, _far_and_near(exp_below(z, m, temperature)))
+        return m, far + _without_maximum(near)
+    terms = weighted_exp(z, m, weights, temperature)
+    near = (weights != 0) & (shifted(z, m, temperature) > math.log(NEAR))
+    weight = total(jnp.where(near, weights, 0))
+    of_near = total(jnp.where(near, terms, 0))
+    of_near = with_value(weight, total(near) == 1, of_near)
+    s = total(jnp.where(near, 0, terms)) + (of_near - 1)
     return m, jnp.where(jnp.isneginf(m), 0, s)
 
 
@@ -134,9 +145,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
     m_of_lanes = [apart(m, m) for m in m_of_lanes]
     tops = (jnp.max(v, both, keepdims=True) for v in m_of_lanes)
     m = functools.reduce(jnp.maximum, tops)
-    # One lane that holds the maximum, by its number, which is exact up to 2^24. XLA may
-    # compute logits anew in every pass, and not to the last bit; whether the maximum
-    # is found again in this lane or adds an exp(0), the sums below come out right.
+    # One lane that holds the maximum, by its number, which is exact up to 2^24.
     before = itertools.accumulate((lanes.number for lanes in all_lanes), initial=0)
     numbers = [
         first + _lane_numbers(lanes, m.ndim, axis)
@@ -155,17 +164,13 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
     capped_m = jax.lax.stop_gradient(_capped(m, softcap))
 
     def tail(lanes, number):
-        below, at_maximum = of_lanes(
+        far, near = of_lanes(
             lambda a, b: (a[0] + b[0], a[1] + b[1]),
-            lambda k: _terms(part(lanes, k, bottom), m, capped_m, softcap, t),
+            lambda k: _terms(part(lanes, k, bottom), capped_m, softcap, t),
             lanes,
         )
-        others = at_maximum - (number == holder).astype(m.dtype)
-        # Which is -1 or more. Of constant logits XLA would add up what is constant of
-        # this and of what is below, and lose the digits of that.
-        others = jnp.maximum(others, -1)
-        s = apart(below + others, m)
-        return jnp.sum(s, both, keepdims=True)
+        near = jnp.where(number == holder, _without_maximum(near), near)
+        return jnp.sum(apart(far + near, m), both, keepdims=True)
 
     s = sum(map(tail, all_lanes, numbers))
     s = jnp.where(jnp.isneginf(m), 0, s)
@@ -174,13 +179,9 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
 
 
 @jax.jit
-def _terms(z, m, capped_m, softcap, temperature):
-    """e below the maximum, and the classes at it, of logits that are not capped yet.
-
-    A cap keeps their order, and need not be the same bits in the passes over a row.
-    """
-    e = exp_below_on_cpu(_capped(z, softcap), capped_m, temperature)
-    return _without_maximum(e, z, m), (z == m).astype(m.dtype)
+def _terms(z, capped_m, softcap, temperature):
+    """_far_and_near of logits that are not capped yet."""
+    return _far_and_near(exp_below_on_cpu(_capped(z, softcap), capped_m, temperature))
 
 
 def _lane_numbers(lanes, ndim, axis):
@@ -199,9 +200,20 @@ def _capped(z, softcap):
     return jnp.where(masked, z, capped(jnp.where(masked, 0, z), softcap))
 
 
-def _without_maximum(e, z, m):
-    """e with 0 at the maximum, where its derivative stays."""
-    return jnp.where(z == m, e - jax.lax.stop_gradient(e), e)
+def _far_and_near(e):
+    """e of the classes that cannot be the maximum, and of those that can.
+
+    The maximum is not looked for by equality: XLA may compute logits anew in every pass
+    over a row, and not to the last bit.
+    """
+    near = e > NEAR
+    return jnp.where(near, 0, e), jnp.where(near, e, 0)
+
+
+def _without_maximum(near):
+    """The sum over the classes near the maximum, which is one of them, without it. It
+    is the only one where no second one, of more than NEAR, can be in the sum."""
+    return with_value(0, near < 1 + NEAR / 2, near - 1)
 
 
 def over_devices(

@@ -28,6 +28,9 @@ from jaxsoft._exp import exp_of_difference_on_cpu, exp_of_sum, exp_of_sum_on_cpu
 from jaxsoft._lanes import apart
 from jaxsoft._saturation import converted
 
+# Of the maximum's probability: a class that has more may be the maximum.
+NEAR = 0.6
+
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """float32 for half precision and narrower, else the dtype itself."""
@@ -134,7 +137,12 @@ def is_maximum(d: Array, s: Array) -> Array:
     rounding, of either sign. A class with more than 0.6 of the maximum's probability,
     in a row whose tail s is less than 0.5, is the maximum.
     """
-    return d > jnp.where(s < 0.5, -0.5, 0)
+    return d > jnp.where(s < 0.5, math.log(NEAR), 0)
+
+
+def exact_at_maximum(d: Array, s: Array) -> Array:
+    """d, with 0 at the maximum."""
+    return with_value(0, is_maximum(d, s), d)
 
 
 def with_value(value: Array | float, where: Array, v: Array) -> Array:
@@ -255,8 +263,8 @@ def bounded_maximum(m: Array) -> Array:
 def capped(z: Array, softcap: Array) -> Array:
     """c tanh(z/c), which is z where z/c is small: up to an infinite cap."""
     linear = float(jnp.finfo(z.dtype).eps) ** 0.5 / 4
-    capped = softcap * jnp.tanh(z / softcap)
-    return jnp.where(jnp.abs(z) <= softcap * linear, z, capped)
+    curved = softcap * jnp.tanh(z / softcap)
+    return jnp.where(jnp.abs(z) <= softcap * linear, z, curved)
 
 
 @capped.defjvp

@@ -34,6 +34,7 @@ from jaxsoft._cpu_sums import sum_of_choices
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
+    exact_at_maximum,
     exp_below,
     exp_shifted,
     inverse_temperature,
@@ -87,8 +88,8 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     z = counted_logits(x, mask, temperature, softcap)
     m, s = max_and_tail(x, needed, temperature, axes, softcap)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
-    d = shifted(z, m, temperature)
-    nll_of_class = jnp.log1p(s) - with_value(0, is_maximum(d, s), d)
+    d = exact_at_maximum(shifted(z, m, temperature), s)
+    nll_of_class = jnp.log1p(s) - d
     label_logit = None
     if isinstance(targets, RowLabels):
         label_logit = _label_logit(x, targets, mask, temperature, softcap, axes)
@@ -128,8 +129,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
     e = exp_below(z, m, temperature)
     d = shifted(z, m, temperature)
     if not isinstance(targets, RowLabels) or spread_weight is not None:
-        at_maximum = is_maximum(d, s)
-        e, d = with_value(1, at_maximum, e), with_value(0, at_maximum, d)
+        e, d = with_value(1, is_maximum(d, s), e), exact_at_maximum(d, s)
     nll_of_class = jnp.log1p(s) - d
     g, h, k = cotangents
     g = jnp.where(jnp.isneginf(m), 0, g)

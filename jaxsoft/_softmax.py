@@ -30,6 +30,7 @@ from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
+    exact_at_maximum,
     exp_below,
     exp_shifted,
     inverse_temperature,
@@ -277,8 +278,7 @@ def _log_softmax(x, where, temperature, axes):
 def _log_softmax_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     m, s = max_and_tail(x, where, temperature, axes)
-    d = shifted(z, m, temperature)
-    log_p = with_value(0, is_maximum(d, s), d) - jnp.log1p(s)
+    log_p = exact_at_maximum(shifted(z, m, temperature), s) - jnp.log1p(s)
     return log_p.astype(x.dtype), (m, s)
 
 
@@ -375,8 +375,8 @@ def _entropy(x, where, temperature, axes):
 def _entropy_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     m, s = max_and_tail(x, where, temperature, axes)
-    d, e = shifted(z, m, temperature), exp_shifted(z, m, temperature)
-    d = with_value(0, is_maximum(d, s), d)
+    d = exact_at_maximum(shifted(z, m, temperature), s)
+    e = exp_shifted(z, m, temperature)
     u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
     return jnp.log1p(s) + u, (m, s, u)
 
@@ -390,8 +390,7 @@ def _entropy_bwd(axes, residuals, g):
     x, where, temperature, (m, s, u) = residuals
     z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
     p = probabilities(z, m, s, temperature)
-    d = shifted(z, m, temperature)
-    d = with_value(0, is_maximum(d, s), d)
+    d = exact_at_maximum(shifted(z, m, temperature), s)
     surprise = jnp.where(p == 0, 0, d + u)
     scale = g * inverse_temperature(temperature)
     dx = to_input(-scale * p * surprise)[0]
