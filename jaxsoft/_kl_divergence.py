@@ -228,14 +228,15 @@ _kl_divergence.defvjp(_fwd, _bwd)
 
 def _log_ratio(p, of_target, of_logits, temperature):
     """delta, and 0 where p is 0."""
-    d, rounding_of_d = _shifted_and_rounding(*of_target, temperature)
-    b, rounding_of_b = _shifted_and_rounding(*of_logits, temperature)
+    d, rounding_of_d = _shifted_and_rounding(of_target, temperature)
+    b, rounding_of_b = _shifted_and_rounding(of_logits, temperature)
     delta = (b - jnp.where(p == 0, 0, d)) + (rounding_of_b - rounding_of_d)
     return jnp.where(p == 0, 0, delta)
 
 
-def _shifted_and_rounding(z, m, s, temperature):
+def _shifted_and_rounding(split, temperature):
     """d, and what it lacks: delta may be far smaller than d and b."""
+    z, m, s = split
     d = shifted(z, m, temperature)
     rounding = rounding_of_shifted(z, m, d, temperature)
     return exact_at_maximum(d, s), jnp.where(is_maximum(d, s), 0, rounding)
