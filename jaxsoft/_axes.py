@@ -34,6 +34,8 @@ class Axes(tuple[int, ...]):
         return math.prod(shape[axis] for axis in self)
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         names = getattr(other, "mesh_names", ())
         return tuple(self) == other and self.mesh_names == names
 

@@ -26,6 +26,7 @@ from jaxsoft._checks import (
     as_inexact,
     as_mask,
     as_temperature,
+    is_of,
     reject_options,
 )
 from jaxsoft._max_and_tail import max_and_tail
@@ -159,7 +160,7 @@ def logsumexp(
         a, b = _broadcast_together(a, as_array(name, "b", b))
     axes = as_axes(name, axis, a.ndim, axis_name)
     where = as_mask(name, "where", where, a.shape)
-    if jnp.issubdtype(a.dtype, jnp.complexfloating):
+    if is_of(a.dtype, jnp.complexfloating):
         reject_options(name, a, temperature, axis_name)
         return jax.nn.logsumexp(a, axes, b, keepdims, return_sign, where)
     tau = as_temperature(name, temperature, a, axes)
@@ -224,7 +225,7 @@ def logmeanexp(
     as_flag(name, "keepdims", keepdims)
     axes = as_axes(name, axis, x.ndim, axis_name)
     where = as_mask(name, "where", where, x.shape)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    if is_of(x.dtype, jnp.complexfloating):
         reject_options(name, x, temperature, axis_name)
         return jax.nn.logmeanexp(x, axes, where, keepdims)
     tau = as_temperature(name, temperature, x, axes)

@@ -22,6 +22,7 @@ from jaxsoft._checks import (
     as_mask,
     as_real,
     as_temperature,
+    is_of,
     reject_options,
 )
 from jaxsoft._cpu_sums import sum_of_choices
@@ -106,7 +107,7 @@ def softmax(
     x = as_inexact("softmax", "x", x)
     axes = as_axes("softmax", axis, x.ndim, axis_name)
     where = as_mask("softmax", "where", where, x.shape)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    if is_of(x.dtype, jnp.complexfloating):
         reject_options("softmax", x, temperature, axis_name)
         return jax.nn.softmax(x, axes, where)
     tau = as_temperature("softmax", temperature, x, axes)
@@ -248,7 +249,7 @@ def log_softmax(
     x = as_inexact("log_softmax", "x", x)
     axes = as_axes("log_softmax", axis, x.ndim, axis_name)
     where = as_mask("log_softmax", "where", where, x.shape)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    if is_of(x.dtype, jnp.complexfloating):
         reject_options("log_softmax", x, temperature, axis_name)
         return jax.nn.log_softmax(x, axes, where)
     tau = as_temperature("log_softmax", temperature, x, axes)

@@ -236,6 +236,23 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "cross_entropy: softcap must be positive; got nan",
     ),
+    "negative softcap of numpy": (
+        lambda: jaxsoft.cross_entropy(X, Y, softcap=np.float32(-1)),
+        ValueError,
+        "cross_entropy: softcap must be positive; got -1.0",
+    ),
+    "label_smoothing of numpy below 0": (
+        lambda: jaxsoft.cross_entropy(X, Y, label_smoothing=np.array(-0.5)),
+        ValueError,
+        "cross_entropy: label_smoothing must lie in [0, 1]; got -0.5",
+    ),
+    "temperature per row without the axis": (
+        lambda: jaxsoft.cross_entropy(X, Y, temperature=jnp.ones(2)),
+        ValueError,
+        "cross_entropy: temperature must broadcast to the reduced result with the "
+        "reduced axes kept, shape (2, 1); got (2,). Write "
+        "jnp.expand_dims(temperature, (1,))",
+    ),
     "label_smoothing above 1": (
         lambda: jaxsoft.cross_entropy(X, Y, label_smoothing=1.1),
         ValueError,
