@@ -32,7 +32,7 @@ from jaxsoft._checks import (
     as_softcap,
     as_temperature,
 )
-from jaxsoft._linear_chunks import Head, Stream, Tokens
+from jaxsoft._linear_chunks import Head, Stream, Tokens, has_narrow_range
 from jaxsoft._linear_scalar import Summands, TokenChunks, summed_loss
 from jaxsoft._linear_terms import linear_terms
 from jaxsoft._numerics import accumulation_dtype
@@ -137,7 +137,7 @@ def linear_cross_entropy(
         - The gradient is taken in the forward pass: 3 products, and 2 when
           ``vocab_weight`` is not differentiated. For a reduction "sum" or "mean" where
           4 D V bytes and the logits of 128 tokens fit into 256 MiB. Residuals: the
-          gradients.
+          gradients. Not for float16, which would not hold what is scaled later.
 
         From 512 tokens on, tokens with an ignored label are skipped: the passes run
         over a quarter of the tokens, a half or all, the least that hold those that
@@ -420,7 +420,10 @@ def _chunk_classes(tokens: int, classes: int, chunk_bytes: int) -> int:
 
 def _token_chunks(hidden: Array, head: Head, stream: Stream) -> TokenChunks | None:
     """How to sum a loss with its gradient taken in the forward pass; None where the
-    logits of a chunk and the float32 gradient of the weights exceed the budget."""
+    logits of a chunk and the float32 gradient of the weights exceed the budget, and
+    where the inputs do not hold a gradient that is scaled later."""
+    if has_narrow_range(hidden.dtype):
+        return None
     tokens, features = hidden.shape
     classes = head.weight.shape[stream.vocab_axis]
     most = SUM_BYTES // 4 // classes - features
@@ -431,7 +434,7 @@ def _token_chunks(hidden: Array, head: Head, stream: Stream) -> TokenChunks | No
 
 
 def _flat_rows(hidden: Array) -> Array:
-    return hidden.reshape(-1, hidden.shape[-1])
+    return hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1])
 
 
 def _flat_tokens(rows, temperature, where, classes) -> Tokens:

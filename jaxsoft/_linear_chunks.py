@@ -53,11 +53,17 @@ class Chunk(NamedTuple):
     spread_weight: Array | None
 
 
+def has_narrow_range(dtype):
+    """Whether 1e-8 is 0 there, as in float16; bfloat16 has the range of float32. What
+    is scaled by a cotangent must not be narrowed to it before."""
+    return jnp.finfo(dtype).minexp > jnp.finfo(jnp.float32).minexp
+
+
 def narrowed(dx, dtype):
     """The gradient of the logits in the inputs' dtype, for matrix units that sum in
     float32. At a temperature of 1e-6 float16 does not hold it, and an infinity times a
-    weight 0 would be NaN; bfloat16 has the range of float32."""
-    if dtype == jnp.float16:
+    weight 0 would be NaN."""
+    if has_narrow_range(dtype):
         dx = saturated(dx, dtype)
     return dx.astype(dtype)
 

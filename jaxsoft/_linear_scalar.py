@@ -186,7 +186,7 @@ def _scan_of_chunks(add_chunk, start, rows, chunk):
     carry, of_rows = jax.lax.scan(step, start, positions)
 
     def joined(stacked):
-        v = stacked.reshape(-1, *stacked.shape[2:])
+        v = jax.lax.collapse(stacked, 0, 2)
         before, repeated = len(v) - chunk, -count % chunk
         return jnp.concatenate([v[:before], v[before + repeated :]])
 

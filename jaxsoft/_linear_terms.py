@@ -36,6 +36,7 @@ from jaxsoft._linear_chunks import (
     chunk_count,
     chunk_mask,
     column,
+    has_narrow_range,
     head_logits,
     is_label,
     logit_of_label,
@@ -140,6 +141,8 @@ def _fwd(hidden, head, tokens, stream):
     frozen = not any(leaf.perturbed for leaf in jax.tree.leaves(head))
     frozen = frozen and not stream.with_entropy and head.spread_weight is None
     hidden, head, tokens = jax.tree.map(lambda v: v.value, (hidden, head, tokens))
+    factors_dtype = jnp.promote_types(hidden.dtype, head.weight.dtype)
+    frozen = frozen and not has_narrow_range(factors_dtype)
     terms, row_numbers = _plain(hidden, head, tokens, stream, with_frozen=frozen)
     return terms, (hidden, head, tokens, row_numbers)
 

@@ -103,12 +103,12 @@ def _plainly(x, where, softcap, temperature, *, weights, axes):
     if weights is None:
         far, near = map(total, _far_and_near(exp_below(z, m, temperature)))
         return m, far + _without_maximum(near)
-    terms = weighted_exp(z, m, weights, temperature)
+    # Found by equality, a maximum leaves the digits of small weights near it alone.
     near = (weights != 0) & (shifted(z, m, temperature) > math.log(NEAR))
-    weight = total(jnp.where(near, weights, 0))
-    of_near = total(jnp.where(near, terms, 0))
-    of_near = with_value(weight, total(near) == 1, of_near)
-    s = total(jnp.where(near, 0, terms)) + (of_near - 1)
+    at_maximum = jnp.where(total(near) == 1, near, z == m)
+    terms = weighted_exp(z, m, weights, temperature)
+    others = total(with_value(0, at_maximum, terms))
+    s = others + (total(jnp.where(at_maximum, weights, 0)) - 1)
     return m, jnp.where(jnp.isneginf(m), 0, s)
 
 

@@ -85,7 +85,22 @@ def inverse_temperature(temperature: Array | None) -> Array | float:
     if temperature is None:
         return 1.0
     hard = is_hard(temperature)
-    return jnp.where(hard, 0, 1 / jnp.where(hard, 1, jnp.abs(temperature)))
+    return jnp.where(hard, 0, _inverse(jnp.where(hard, 1, jnp.abs(temperature))))
+
+
+@jax.custom_jvp
+def _inverse(size: Array) -> Array:
+    return 1 / size
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    # Finite where the square of the temperature is 0: what it meets there is often 0,
+    # an exponential.
+    (size,), (size_dot,) = primals, tangents
+    inverse = _inverse(size)
+    square = jnp.minimum(inverse * inverse, jnp.finfo(size.dtype).max)
+    return inverse, -square * size_dot
 
 
 @jax.custom_jvp

@@ -132,10 +132,8 @@ def row_options(
 
 
 def _weight_of_label(class_weight, class_index, mesh_names):
-    if not mesh_names:
-        return entries_at(class_weight, jnp.maximum(class_index, 0))
     index, found = local_index(class_index, len(class_weight), mesh_names)
-    return device_sum(jnp.where(found, class_weight[index], 0), mesh_names)
+    return device_sum(jnp.where(found, entries_at(class_weight, index), 0), mesh_names)
 
 
 def combined_terms(

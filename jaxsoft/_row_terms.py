@@ -128,7 +128,8 @@ def _bwd(axes, with_lse, residuals, cotangents):
     )
     e = exp_below(z, m, temperature)
     d = shifted(z, m, temperature)
-    if not isinstance(targets, RowLabels) or spread_weight is not None:
+    by_index = isinstance(targets, RowLabels) and spread_weight is None
+    if not by_index or temperature is not None:
         e, d = with_value(1, is_maximum(d, s), e), exact_at_maximum(d, s)
     nll_of_class = jnp.log1p(s) - d
     g, h, k = cotangents

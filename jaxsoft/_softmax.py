@@ -294,7 +294,7 @@ def _log_softmax_bwd(axes, residuals, g):
     g = jnp.where(jnp.isneginf(m), 0, widened(g, z.dtype))
     g = g if where is None else jnp.where(spread_alike(where, g), g, 0)
     d, e = shifted(z, m, temperature), exp_below(z, m, temperature)
-    e = with_value(1, is_maximum(d, s), e)
+    e, d = with_value(1, is_maximum(d, s), e), exact_at_maximum(d, s)
     dz = g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)
     dz = dz * (inverse_temperature(temperature) / (1 + s))
     if temperature is None:

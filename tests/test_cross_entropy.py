@@ -435,6 +435,31 @@ def test_a_sure_loss_of_logits_made_in_the_same_program(kind, classes, axis, rng
         assert np.max(np.abs(gradient)) < 1e-9
 
 
+@pytest.mark.parametrize("kind", ["indices", "probabilities", "log_softmax"])
+def test_the_temperature_of_sure_logits_made_in_the_same_program(kind, rng):
+    h = np.float32(10 * rng.normal(size=(64, 3)))
+    labels = np.argmax(h, 1)
+    one_hot = np.eye(3, dtype=np.float32)[labels]
+    h += 100 * one_hot
+
+    def total(temperature, h, labels):
+        z = h - jnp.mean(h, 1, keepdims=True)
+        if kind == "log_softmax":
+            return -jnp.sum(one_hot * jaxsoft.log_softmax(z, temperature=temperature))
+        targets = labels if kind == "indices" else one_hot
+        return jnp.sum(jaxsoft.cross_entropy(z, targets, temperature=temperature))
+
+    for temperature in (1.0, 0.1, 0.01):
+        assert abs(jax.jit(jax.grad(total))(temperature, h, labels)) < 1e-30
+
+
+def test_a_label_out_of_range_is_the_label_of_no_class():
+    x, labels = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([-1])
+    slope = jax.grad(lambda w: jaxsoft.cross_entropy(x, labels, class_weight=w)[0])
+    np.testing.assert_array_equal(slope(jnp.ones(3)), 0)
+    assert jnp.isnan(jaxsoft.cross_entropy(x, labels, class_weight=jnp.ones(3)))[0]
+
+
 def test_an_infinite_cap_is_none():
     x = jnp.array([[2.0, 1.0, -3.0], [np.inf, 1.0, 0.0], [1.0, -np.inf, 0.0]])
     labels = jnp.array([1, 0, 0])

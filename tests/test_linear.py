@@ -922,3 +922,63 @@ def test_checkify_names_the_label():
     )
     assert "linear_log_probs: labels must lie in [0, 7)" in str(error.get())
     assert "got label -100" in str(error.get())
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_float16_does_not_hold_what_is_scaled_later(scale):
+    """The mean does not depend on the scale of the weights, nor does its gradient."""
+    hidden = jnp.ones((4, 2), jnp.float16)
+    weight = jnp.array([[1, 0], [0, 1], [1, 1]], jnp.float16)
+    labels = jnp.array([0, 1, 2, 0])
+
+    def loss(hidden, weight):
+        return jaxsoft.linear_cross_entropy(
+            hidden, weight, labels, sample_weight=jnp.full(4, scale), reduction="mean"
+        )
+
+    def of_logits(hidden, weight):
+        logits = hidden.astype(jnp.float32) @ weight.astype(jnp.float32).T
+        return jaxsoft.cross_entropy(logits, labels, reduction="mean")
+
+    expected = jax.grad(of_logits, (0, 1))(hidden, weight)
+    for actual, wanted in zip(jax.grad(loss, (0, 1))(hidden, weight), expected):
+        np.testing.assert_allclose(actual, wanted, rtol=3e-3, atol=1e-4)
+    alone = jax.grad(loss)(hidden, weight)
+    np.testing.assert_allclose(alone, expected[0], rtol=3e-3, atol=1e-4)
+
+
+def test_float16_under_a_frozen_head_and_a_loss_scale():
+    hidden = jnp.array([[1, 0, 0]], jnp.float16)
+    weight = jnp.diag(jnp.array([20, 10, 10], jnp.float16))
+
+    def loss(hidden):
+        label = jnp.array([0])
+        return 2**16 * jnp.sum(jaxsoft.linear_cross_entropy(hidden, weight, label))
+
+    p = np.exp(-20.0)
+    expected = 2**16 * np.array([[-40 * p, 10 * p, 10 * p]])
+    np.testing.assert_allclose(jax.grad(loss)(hidden), expected, rtol=5e-3)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_no_features(reduction):
+    """Their product is 0: the bias alone is left."""
+    labels = jnp.array([1, 2])
+
+    def loss(bias):
+        hidden, weight = jnp.zeros((2, 0)), jnp.zeros((4, 0))
+        return jnp.mean(
+            jaxsoft.linear_cross_entropy(
+                hidden, weight, labels, vocab_bias=bias, reduction=reduction
+            )
+        )
+
+    def of_logits(bias):
+        logits = jnp.broadcast_to(bias, (2, 4))
+        return jnp.mean(jaxsoft.cross_entropy(logits, labels))
+
+    bias = jnp.arange(4.0)
+    for actual, wanted in zip(
+        jax.value_and_grad(loss)(bias), jax.value_and_grad(of_logits)(bias)
+    ):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-6)

@@ -363,3 +363,13 @@ def test_a_million_classes():
     np.testing.assert_allclose(p, expected.astype(np.float64), rtol=16 * 2**-23)
     loss = jaxsoft.cross_entropy(x, 0)
     np.testing.assert_allclose(loss, float(np.log(exact)), rtol=4 * 2**-23)
+
+
+@pytest.mark.parametrize("weight", [1e-12, -1e-9])
+@pytest.mark.parametrize("gap", [0.1, 0.6, 3.0])
+def test_a_small_weight_beside_the_maximum(weight, gap):
+    x, b = jnp.array([0.0, -gap]), jnp.array([1.0, weight], jnp.float32)
+    value, sign = jaxsoft.logsumexp(x, b=b, return_sign=True)
+    expected = np.float64(b[1]) * np.exp(-np.float64(np.float32(gap)))
+    np.testing.assert_allclose(value, expected, rtol=4e-7)
+    assert sign == 1

@@ -483,3 +483,10 @@ def test_softargmax_of_ties_at_a_tiny_temperature():
     np.testing.assert_array_equal(in_x, [-largest, largest])
     assert in_temperature == 0
     assert jax.jvp(lambda t: of_ties(x, t), (temperature,), (1.0,))[1] == 0
+
+
+@pytest.mark.parametrize("function", [jaxsoft.entropy, jaxsoft.softargmax])
+def test_a_temperature_whose_square_underflows_twice_differentiated(function):
+    x = jnp.array([1.0, 2.0])
+    slope = jax.grad(lambda temperature: function(x, temperature=temperature))
+    assert jax.grad(slope)(1e-20) == 0
