@@ -99,8 +99,7 @@ def _inverse_jvp(primals, tangents):
     # an exponential.
     (size,), (size_dot,) = primals, tangents
     inverse = _inverse(size)
-    square = jnp.minimum(inverse * inverse, jnp.finfo(size.dtype).max)
-    return inverse, -square * size_dot
+    return inverse, -finite(inverse * inverse) * size_dot
 
 
 @jax.custom_jvp
@@ -121,6 +120,12 @@ def shifted(z: Array, m: Array, temperature: Array | None) -> Array:
         jnp.isneginf(gap), gap, jnp.where(jnp.isneginf(gap), 0, gap) / divisor
     )
     return jnp.where(hard & (gap < 0), -jnp.inf, d)
+
+
+def finite(v: Array) -> Array:
+    """v, stopped at the largest finite number of its dtype."""
+    largest = jnp.finfo(v.dtype).max
+    return jnp.clip(v, -largest, largest)
 
 
 def _subtractable(m: Array) -> Array:

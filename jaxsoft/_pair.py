@@ -29,7 +29,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._elementwise import rule_from_partials
-from jaxsoft._numerics import exp_shifted, inverse_temperature, is_hard, times_log
+from jaxsoft._numerics import (
+    exp_shifted,
+    finite,
+    inverse_temperature,
+    is_hard,
+    times_log,
+)
 
 
 def _oriented(x, y, tau):
@@ -105,7 +111,7 @@ rule_from_partials(
     gap,
     lambda x, y, tau: reciprocal(tau),
     lambda x, y, tau: -reciprocal(tau),
-    lambda x, y, tau: -_finite(gap(x, y, tau)) * reciprocal(tau),
+    lambda x, y, tau: -finite(_without_infinities(gap(x, y, tau)) * reciprocal(tau)),
 )
 rule_from_partials(
     maximum,
@@ -137,5 +143,5 @@ rule_from_partials(
 )
 
 
-def _finite(u):
+def _without_infinities(u):
     return jnp.where(jnp.isinf(u), 0, u)
