@@ -20,6 +20,7 @@ from jaxsoft._checks import (
     as_sample_weight,
     as_scalar,
     fitted,
+    is_of,
 )
 from jaxsoft._logsumexp import logsumexp
 from jaxsoft._max_and_tail import max_and_tail
@@ -111,7 +112,7 @@ def binary_cross_entropy(
 
 def _binary_labels(name: str, labels: ArrayLike, logits: Array) -> Array:
     labels = as_array(name, "labels", labels)
-    if jnp.issubdtype(labels.dtype, jnp.complexfloating):
+    if is_of(labels.dtype, jnp.complexfloating):
         raise TypeError(f"{name}: labels must be real; got dtype {labels.dtype}")
     if labels.shape != logits.shape:
         raise ValueError(

@@ -24,6 +24,7 @@ from jaxsoft._checks import (
     as_scalar,
     as_softcap,
     as_temperature,
+    is_of,
     reduced_shape,
 )
 from jaxsoft._numerics import accumulation_dtype, per_row
@@ -183,7 +184,7 @@ def _cross_entropy(
     if class_weight is not None:
         class_weight = split_alike(class_weight, logits)
     row_index = None
-    if jnp.issubdtype(labels.dtype, jnp.integer):
+    if is_of(labels.dtype, jnp.integer):
         classes = class_count(logits.shape, axes)
         labels = jnp.expand_dims(labels, axes)
         targets = row_labels("cross_entropy", labels, classes, ignore_index)

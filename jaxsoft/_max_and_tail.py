@@ -180,7 +180,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
 
 @jax.jit
 def _terms(z, capped_m, softcap, temperature):
-    """_far_and_near of logits that are not capped yet."""
+    """_far_and_near of logits that are not capped yet. A cap keeps their order."""
     return _far_and_near(exp_below_on_cpu(_capped(z, softcap), capped_m, temperature))
 
 

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from jaxsoft._axes import Axes, row_sum, split_alike, spread_alike
 from jaxsoft._exp import exp_of_difference_on_cpu, exp_of_sum, exp_of_sum_on_cpu
 from jaxsoft._lanes import apart
-from jaxsoft._saturation import converted
+from jaxsoft._saturation import converted, within_range
 
 # Of the maximum's probability: a class that has more may be the maximum.
 NEAR = 0.6
@@ -99,7 +99,7 @@ def _inverse_jvp(primals, tangents):
     # an exponential.
     (size,), (size_dot,) = primals, tangents
     inverse = _inverse(size)
-    return inverse, -finite(inverse * inverse) * size_dot
+    return inverse, -within_range(inverse * inverse, size.dtype) * size_dot
 
 
 @jax.custom_jvp
@@ -120,12 +120,6 @@ def shifted(z: Array, m: Array, temperature: Array | None) -> Array:
         jnp.isneginf(gap), gap, jnp.where(jnp.isneginf(gap), 0, gap) / divisor
     )
     return jnp.where(hard & (gap < 0), -jnp.inf, d)
-
-
-def finite(v: Array) -> Array:
-    """v, stopped at the largest finite number of its dtype."""
-    largest = jnp.finfo(v.dtype).max
-    return jnp.clip(v, -largest, largest)
 
 
 def _subtractable(m: Array) -> Array:

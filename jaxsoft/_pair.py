@@ -29,13 +29,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._elementwise import rule_from_partials
-from jaxsoft._numerics import (
-    exp_shifted,
-    finite,
-    inverse_temperature,
-    is_hard,
-    times_log,
-)
+from jaxsoft._numerics import exp_shifted, inverse_temperature, is_hard, times_log
+from jaxsoft._saturation import within_range
 
 
 def _oriented(x, y, tau):
@@ -111,7 +106,9 @@ rule_from_partials(
     gap,
     lambda x, y, tau: reciprocal(tau),
     lambda x, y, tau: -reciprocal(tau),
-    lambda x, y, tau: -finite(_without_infinities(gap(x, y, tau)) * reciprocal(tau)),
+    lambda x, y, tau: within_range(
+        -_without_infinities(gap(x, y, tau)) * reciprocal(tau), x.dtype
+    ),
 )
 rule_from_partials(
     maximum,

@@ -129,6 +129,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
     e = exp_below(z, m, temperature)
     d = shifted(z, m, temperature)
     by_index = isinstance(targets, RowLabels) and spread_weight is None
+    # Of index labels e and d at the maximum are read for the temperature alone.
     if not by_index or temperature is not None:
         e, d = with_value(1, is_maximum(d, s), e), exact_at_maximum(d, s)
     nll_of_class = jnp.log1p(s) - d

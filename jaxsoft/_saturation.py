@@ -35,15 +35,20 @@ def _with_derivatives_within_jvp(dtype, primals, tangents):
     return _with_derivatives_within(x, dtype), saturated(x_dot, dtype)
 
 
+def within_range(v: Array, dtype: DTypeLike) -> Array:
+    """v, stopped at the largest finite number of dtype."""
+    largest = jnp.finfo(dtype).max.astype(v.dtype)
+    return jnp.clip(v, -largest, largest)
+
+
 def saturated(tangent: Array, dtype: DTypeLike) -> Array:
     """A tangent or a cotangent, kept within the finite range of dtype.
 
     It counts as linear, and saturates in both directions of differentiation.
     """
-    largest = jnp.finfo(dtype).max.astype(tangent.dtype)
 
     def limited(_, t):
-        return jnp.clip(t, -largest, largest)
+        return within_range(t, dtype)
 
     # To solve 1 t = tangent is JAX's only linear operation that takes its transpose
     # from the caller, and that jit, vmap and both modes know. XLA sees one clamp.

@@ -24,6 +24,7 @@ from jaxsoft._checks import (
     as_array,
     as_axes,
     as_sample_weight,
+    is_of,
 )
 from jaxsoft._cross_entropy import cross_entropy
 from jaxsoft._kl_divergence import kl_divergence
@@ -304,7 +305,7 @@ def _spec(name: str, array: Any, layout: _Layout, call: _Call) -> PartitionSpec:
         "sample_weight": rows,
         "temperature": layout.of_rows(layout.entries, (None,)),
     }.get(name, layout.entries)
-    if name == "labels" and jnp.issubdtype(array.dtype, jnp.floating):
+    if name == "labels" and is_of(array.dtype, jnp.floating):
         entries = layout.entries
     # An argument may lack axes in front, and have 1 in place of a size.
     entries = entries[len(entries) - array.ndim :]
@@ -357,7 +358,7 @@ def _weights_in_mean(losses, arguments, layout, call):
     shape, dtype = losses.shape, losses.dtype
     weight = as_sample_weight(function, arguments["sample_weight"], shape, dtype)
     labels = arguments.get("labels")
-    if labels is None or not jnp.issubdtype(labels.dtype, jnp.integer):
+    if labels is None or not is_of(labels.dtype, jnp.integer):
         return row_weight(None, row_options(None, shape, sample_weight=weight), losses)
     classes = math.prod(layout.shape[a] for a in layout.axes)
     axes = Axes((len(shape),), names)
