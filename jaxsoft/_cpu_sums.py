@@ -26,6 +26,7 @@ from jaxsoft._lanes import (
     lanes_of,
     of_lanes,
     part_of,
+    sum_of_lanes,
     unseen,
 )
 
@@ -59,7 +60,6 @@ def _in_lanes(v, *, axis):
 
         total = of_lanes(jnp.add, part, lanes)
         once = computed_once if lanes.number == 1 else apart
-        total = once(total, total)
-        return jnp.squeeze(jnp.sum(total, (axis, axis + 1), keepdims=True), axis)
+        return sum_of_lanes(once(total, total), axis)
 
-    return sum(map(of_some, lanes_of(v.shape, axis, *OF_COMPUTED)))
+    return sum(map(of_some, lanes_of(v.shape, axis, OF_COMPUTED)))

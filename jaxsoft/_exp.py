@@ -1,7 +1,7 @@
 """The exponential of a difference, with the digits that the difference rounds away.
 
-All that this library exponentiates is a difference z - m <= 0, or its quotient by a
-temperature. At -70 the rounding of the difference alone is a relative error of 4e-6 in
+All that this library exponentiates is a difference z - m, or its quotient by a
+temperature, at most 0 where m is a maximum. At -70 the rounding of the difference alone is a relative error of 4e-6 in
 the exponential; and XLA's exp on a CPU, which cannot be told of it, is a third of the
 cost of a loss. The two below are for float32 on a CPU. They reduce their argument,
 
@@ -38,6 +38,8 @@ LOG_2 = 5678 * GRID, float(np.log(2) - 5678 * GRID)
 LARGE = 1024.0
 # In place of m = inf, so far above 0 that exp(-this) is 0.
 FOR_INFINITY = 88.5
+# The largest v whose exponential is told from larger ones: 2e34.
+HIGHEST = 79.0
 # exp(f) = 1 + f + ..., with the least relative error where |f| <= log(2)/2: 2^-28.
 COEFFICIENTS = (
     0.0013814599951729178,
@@ -72,18 +74,21 @@ def exp_of_sum_on_cpu(d: Array, r: Array) -> Array:
     return _scaled_exp(f, n)
 
 
-def exp_of_difference_on_cpu(z: Array, m: Array) -> Array:
-    """exp(z - m) for z <= m; 1 where both are inf, and 0 where both are -inf."""
+def exp_of_difference_on_cpu(z: Array, m: Array, highest: float = 0.0) -> Array:
+    """exp(z - m) for z - m <= highest, of larger ones that of highest; 1 where both are
+    inf, and 0 where both are -inf."""
     # All of m is subtracted first, or nothing.
     largest = np.finfo(np.float32).max
     first = jnp.where(jnp.abs(m) <= LARGE, 0, jnp.clip(m, -largest, largest))
     m = jnp.where(jnp.isneginf(m), 0, m - first)
+    above = jnp.where(m == jnp.inf, 0, np.float32(highest))
     m = jnp.where(m == jnp.inf, np.float32(FOR_INFINITY), m)
+    top = m + above
     high = _nearest(m * np.float32(1 / GRID)) * np.float32(GRID)
     low = m - high
     z = z - first
     z = jnp.where(z < m + np.float32(FOR_ZERO), m + np.float32(FOR_ZERO), z)
-    z = jnp.where(z > m, m, z)
+    z = jnp.where(z > top, top, z)
     n = _nearest((z - m) * np.float32(1 / np.log(2)))
     f = (z - (n * np.float32(LOG_2[0]) + high)) - (n * np.float32(LOG_2[1]) + low)
     return _scaled_exp(f, n)

@@ -28,13 +28,23 @@ from jax import Array
 
 # Numbers that lie side by side: one or two of a processor's vectors.
 WIDTH = 8
-# Each is code of its own, and takes its time to compile.
-MOST_PARTS = 25
+FEW_LANES = 64
 # XLA takes one slice into no more than 15 places of a kernel; into more, it copies it.
 PLACES_OF_A_SLICE = 12
+
+
+class Cut(NamedTuple):
+    """How rows are cut. Each part is code of its own, and takes its time to compile."""
+
+    most_parts: int
+    width: int
+    one_lane: int  # rows of so many classes are
+
+
+OF_GIVEN = Cut(16, WIDTH, 25)
 # Of what is computed first, if only a conversion: XLA takes it into no more than 15
 # places, and vectorizes longer loops alone.
-OF_COMPUTED = 8, 32
+OF_COMPUTED = Cut(8, 4 * WIDTH, 8)
 
 
 class Lanes(NamedTuple):
@@ -56,20 +66,16 @@ class Lanes(NamedTuple):
         return self.number * self.parts
 
 
-def lanes_of(
-    shape: tuple[int, ...],
-    axis: int,
-    most_parts: int = MOST_PARTS,
-    width: int = WIDTH,
-) -> list[Lanes]:
+def lanes_of(shape: tuple[int, ...], axis: int, cut: Cut = OF_GIVEN) -> list[Lanes]:
     """All of a row: in one group, or in several and what is left over in one more."""
     classes, inner = shape[axis], math.prod(shape[axis + 1 :])
+    most_parts, width, one_lane = cut
     while classes < 2 * width and width > WIDTH:
         width //= 2
     width = -(-width // inner)
     # A few classes are a lane, and neighbours the rows.
-    if classes < 2 * width or classes <= most_parts:
-        width = 1
+    if classes < 2 * width or classes <= one_lane:
+        return [Lanes(0, 1, classes, 1, 0)]
     blocks = classes // width
 
     def one_group(start: int) -> Lanes:
@@ -98,7 +104,7 @@ def part_of(v: Array, k: int, lanes: Lanes, axis: int) -> Array:
         return jax.lax.expand_dims(v, (axis,))
     start, width, classes = lanes.start, lanes.width, v.shape[axis]
     if lanes.groups == 1:
-        first = min(start + k * width, classes - width)
+        first = first_of_part(k, lanes, classes)
         v = jax.lax.slice_in_dim(v, first, first + width, axis=axis)
         return jax.lax.expand_dims(v, (axis,))
     # From different slices of the row, where there is room for them.
@@ -110,6 +116,23 @@ def part_of(v: Array, k: int, lanes: Lanes, axis: int) -> Array:
     v = v.reshape(*v.shape[:axis], lanes.groups, lanes.parts * width, *inner)
     first = k * width - shift
     return jax.lax.slice_in_dim(v, first, first + width, axis=axis + 1)
+
+
+def first_of_part(k: int, lanes: Lanes, classes: int) -> int:
+    """The class of the first lane that part k has."""
+    first = lanes.start + k * lanes.width
+    # A last part that would end outside starts earlier.
+    return min(first, classes - lanes.width) if lanes.groups == 1 else first
+
+
+def steps_of_lanes(lanes: Lanes, ndim: int, axis: int, of_group: int) -> Array:
+    """of_group g + l of lane l of group g, for an array of ndim + 1 axes."""
+    shape = [1] * (ndim + 1)
+    shape[axis], shape[axis + 1] = lanes.groups, lanes.width
+    group, lane = (
+        jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in (axis, axis + 1)
+    )
+    return of_group * group + lane
 
 
 def unseen(v: Array, k: int, lanes: Lanes, axis: int, otherwise: float) -> Array:
@@ -125,6 +148,22 @@ def of_lanes(
 ) -> Any:
     """What the reducer makes of f of every part."""
     return functools.reduce(reducer, map(f, range(lanes.parts)))
+
+
+def sum_of_lanes(v: Array, axis: int) -> Array:
+    """The sum over the groups and the lanes of a row; one axis of size 1 is left.
+
+    Of a few lanes as a product with ones, in a quarter of the time of a sum: 65536 rows
+    of 8 lanes take 0.15 ms in place of 0.53.
+    """
+    lanes = v.shape[axis : axis + 2]
+    if axis + 2 < v.ndim or not 1 < math.prod(lanes) <= FEW_LANES:
+        return jnp.squeeze(jnp.sum(v, (axis, axis + 1), keepdims=True), axis)
+    both = (axis, axis + 1), (0, 1)
+    total = jax.lax.dot_general(
+        v, jnp.ones(lanes, v.dtype), (both, ((), ())), jax.lax.Precision.HIGHEST
+    )
+    return jnp.expand_dims(total, axis)
 
 
 def apart(numbers: Array, witness: Array) -> Array:

@@ -18,6 +18,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,15 @@ from jax import Array
 from jaxsoft._axes import Axes, in_one_piece, row_sum
 from jaxsoft._lanes import (
     OF_COMPUTED,
+    OF_GIVEN,
+    Lanes,
     apart,
     computed_once,
     lanes_of,
     of_lanes,
     part_of,
+    steps_of_lanes,
+    sum_of_lanes,
     unseen,
 )
 from jaxsoft._numerics import (
@@ -114,33 +119,16 @@ def _plainly(x, where, softcap, temperature, *, weights, axes):
 
 def _in_lanes(x, where, softcap, temperature, *, axis):
     both = axis, axis + 1
-
-    def logits(cut, bottom: Array | float = -math.inf):
-        # A part at a time: no array of all the counted logits is made.
-        mask, t = (v if v is None else cut(v) for v in (where, temperature))
-        uncapped = cut(x)
-        if softcap is not None:
-            # Below, -inf is a masked class alone.
-            largest = float(jnp.finfo(x.dtype).max)
-            largest = jnp.where(jnp.isinf(softcap), jnp.inf, largest).astype(x.dtype)
-            uncapped = jnp.clip(uncapped, -largest, largest)
-        z = counted_logits(uncapped, mask, t, narrow=True, bottom=bottom)
-        return z.astype(jnp.float32)
-
-    def part(lanes, k, bottom: Array | float = -math.inf):
-        z = logits(lambda v: part_of(v, k, lanes, axis), bottom)
-        return unseen(z, k, lanes, axis, -math.inf)
+    rows = Rows(x, where, softcap, temperature, axis)
 
     def maxima(lanes):
-        if one_lane:
+        if rows.are_one_lane:
             # XLA would find it again wherever it is used, if it were that of parts.
-            row = logits(lambda v: v)
+            row = rows.logits(lambda v: v)
             return jnp.expand_dims(jnp.max(row, axis, keepdims=True), axis)
-        return of_lanes(jnp.maximum, functools.partial(part, lanes), lanes)
+        return of_lanes(jnp.maximum, lambda k: rows.part(lanes, k), lanes)
 
-    cut = () if x.dtype == jnp.float32 else OF_COMPUTED
-    all_lanes = lanes_of(x.shape, axis, *cut)
-    one_lane = len(all_lanes) == 1 and all_lanes[0].number == 1
+    all_lanes = rows.lanes
     m_of_lanes = [jax.lax.stop_gradient(maxima(lanes)) for lanes in all_lanes]
     m_of_lanes = [apart(m, m) for m in m_of_lanes]
     tops = (jnp.max(v, both, keepdims=True) for v in m_of_lanes)
@@ -148,7 +136,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
     # One lane that holds the maximum, by its number, which is exact up to 2^24.
     before = itertools.accumulate((lanes.number for lanes in all_lanes), initial=0)
     numbers = [
-        first + _lane_numbers(lanes, m.ndim, axis)
+        (first + steps_of_lanes(lanes, x.ndim, axis, lanes.width)).astype(jnp.float32)
         for first, lanes in zip(before, all_lanes)
     ]
     holding = (
@@ -166,16 +154,17 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
     def tail(lanes, number):
         far, near = of_lanes(
             lambda a, b: (a[0] + b[0], a[1] + b[1]),
-            lambda k: _terms(part(lanes, k, bottom), capped_m, softcap, t),
+            lambda k: _terms(rows.part(lanes, k, bottom), capped_m, softcap, t),
             lanes,
         )
         near = jnp.where(number == holder, _without_maximum(near), near)
-        return jnp.sum(apart(far + near, m), both, keepdims=True)
+        return sum_of_lanes(apart(far + near, m), axis)
 
     s = sum(map(tail, all_lanes, numbers))
+    m = jnp.squeeze(m, axis)
     s = jnp.where(jnp.isneginf(m), 0, s)
-    s = computed_once(s, m) if one_lane else s
-    return jnp.squeeze(capped_m, axis), jnp.squeeze(s, axis)
+    s = computed_once(s, m) if rows.are_one_lane else s
+    return jnp.squeeze(capped_m, axis), s
 
 
 @jax.jit
@@ -184,13 +173,42 @@ def _terms(z, capped_m, softcap, temperature):
     return _far_and_near(exp_below_on_cpu(_capped(z, softcap), capped_m, temperature))
 
 
-def _lane_numbers(lanes, ndim, axis):
-    shape = [1] * ndim
-    shape[axis], shape[axis + 1] = lanes.groups, lanes.width
-    group, lane = (
-        jax.lax.broadcasted_iota(jnp.float32, shape, i) for i in (axis, axis + 1)
-    )
-    return group * lanes.width + lane
+class Rows(NamedTuple):
+    """Counted logits as a pass over the rows makes them, a part at a time: no array of
+    all of them is made. They are not capped yet."""
+
+    x: Array
+    where: Array | None
+    softcap: Array | None
+    temperature: Array | None
+    axis: int
+
+    @property
+    def lanes(self) -> list[Lanes]:
+        cut = OF_GIVEN if self.x.dtype == jnp.float32 else OF_COMPUTED
+        return lanes_of(self.x.shape, self.axis, cut)
+
+    @property
+    def are_one_lane(self) -> bool:
+        return [lanes.number for lanes in self.lanes] == [1]
+
+    def logits(
+        self, cut: Callable[[Array], Array], bottom: Array | float = -math.inf
+    ) -> Array:
+        mask, t = (v if v is None else cut(v) for v in (self.where, self.temperature))
+        uncapped = cut(self.x)
+        if self.softcap is not None:
+            # Below, -inf is a masked class alone.
+            largest = float(jnp.finfo(uncapped.dtype).max)
+            largest = jnp.where(jnp.isinf(self.softcap), jnp.inf, largest)
+            largest = largest.astype(uncapped.dtype)
+            uncapped = jnp.clip(uncapped, -largest, largest)
+        z = counted_logits(uncapped, mask, t, narrow=True, bottom=bottom)
+        return z.astype(jnp.float32)
+
+    def part(self, lanes: Lanes, k: int, bottom: Array | float = -math.inf) -> Array:
+        z = self.logits(lambda v: part_of(v, k, lanes, self.axis), bottom)
+        return unseen(z, k, lanes, self.axis, -math.inf)
 
 
 def _capped(z, softcap):

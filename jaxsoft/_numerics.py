@@ -24,7 +24,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxsoft._axes import Axes, row_sum, split_alike, spread_alike
-from jaxsoft._exp import exp_of_difference_on_cpu, exp_of_sum, exp_of_sum_on_cpu
+from jaxsoft._exp import (
+    HIGHEST,
+    exp_of_difference_on_cpu,
+    exp_of_sum,
+    exp_of_sum_on_cpu,
+)
 from jaxsoft._lanes import apart
 from jaxsoft._saturation import converted, within_range
 
@@ -185,6 +190,22 @@ def exp_below(z: Array, m: Array, temperature: Array | None) -> Array:
     )
 
 
+@jax.custom_jvp
+def exp_about(z: Array, m: Array, temperature: Array | None) -> Array:
+    """exp_below for an m that need not be the maximum, without a temperature. On a CPU
+    it ends at exp(HIGHEST)."""
+    if temperature is not None:
+        return exp_below(z, m, temperature)
+    if z.dtype != jnp.float32:
+        return exp_shifted(z, m, None)
+    return jax.lax.platform_dependent(
+        z,
+        m,
+        cpu=functools.partial(exp_of_difference_on_cpu, highest=HIGHEST),
+        default=lambda z, m: exp_shifted(z, m, None),
+    )
+
+
 def exp_below_on_cpu(z: Array, m: Array, temperature: Array | None) -> Array:
     if temperature is None:
         return exp_of_difference_on_cpu(z, m)
@@ -232,6 +253,7 @@ def _exp_jvp(exp, primals, tangents):
 
 exp_shifted.defjvp(functools.partial(_exp_jvp, exp_shifted))
 exp_below.defjvp(functools.partial(_exp_jvp, exp_below))
+exp_about.defjvp(functools.partial(_exp_jvp, exp_about))
 
 
 def weighted_exp(

@@ -31,10 +31,12 @@ from jaxsoft._axes import (
     split_alike,
 )
 from jaxsoft._cpu_sums import sum_of_choices
+from jaxsoft._label_and_tail import label_and_tail
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
     exact_at_maximum,
+    exp_about,
     exp_below,
     exp_shifted,
     inverse_temperature,
@@ -86,13 +88,17 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     mask = _mask(where, targets)
     needed = where if spread_weight is None and softcap is None else mask
     z = counted_logits(x, mask, temperature, softcap)
-    m, s = max_and_tail(x, needed, temperature, axes, softcap)
-    m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
-    d = exact_at_maximum(shifted(z, m, temperature), s)
-    nll_of_class = jnp.log1p(s) - d
     label_logit = None
     if isinstance(targets, RowLabels):
         label_logit = _label_logit(x, targets, mask, temperature, softcap, axes)
+    if _is_of_labels_alone(targets, spread_weight, temperature) and not with_lse:
+        m, s = label_and_tail(x, needed, softcap, targets, label_logit, axes)
+    else:
+        m, s = max_and_tail(x, needed, temperature, axes, softcap)
+    m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
+    d = exact_at_maximum(shifted(z, m, temperature), s)
+    nll_of_class = jnp.log1p(s) - d
+    if isinstance(targets, RowLabels):
         at_maximum = is_maximum(shifted(label_logit, m, temperature), s)
         at_maximum = at_maximum & jnp.isfinite(label_logit)
         label_logit = with_value(m, at_maximum, label_logit)
@@ -126,11 +132,11 @@ def _bwd(axes, with_lse, residuals, cotangents):
     z, to_input = jax.vjp(
         lambda x, softcap: counted_logits(x, mask, temperature, softcap), x, softcap
     )
-    e = exp_below(z, m, temperature)
     d = shifted(z, m, temperature)
-    by_index = isinstance(targets, RowLabels) and spread_weight is None
-    # Of index labels e and d at the maximum are read for the temperature alone.
-    if not by_index or temperature is not None:
+    if _is_of_labels_alone(targets, spread_weight, temperature):
+        e = exp_about(z, m, None)
+    else:
+        e = exp_below(z, m, temperature)
         e, d = with_value(1, is_maximum(d, s), e), exact_at_maximum(d, s)
     nll_of_class = jnp.log1p(s) - d
     g, h, k = cotangents
@@ -182,6 +188,12 @@ def _bwd(axes, with_lse, residuals, cotangents):
 
 
 row_terms.defvjp(_fwd, _bwd)
+
+
+def _is_of_labels_alone(targets, spread_weight, temperature):
+    """Whether e and d are read of the labels, and of no other class near the maximum."""
+    by_index = isinstance(targets, RowLabels) and spread_weight is None
+    return by_index and temperature is None
 
 
 def row_cotangent(g, labels):
