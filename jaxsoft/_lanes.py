@@ -41,7 +41,10 @@ class Cut(NamedTuple):
     one_lane: int  # rows of so many classes are
 
 
-OF_GIVEN = Cut(16, WIDTH, 25)
+OF_SHORT = Cut(8, WIDTH, 25)
+# More parts leave fewer lanes in memory, and take no less time.
+CLASSES_OF_A_LONG_ROW = 4096
+OF_LONG = Cut(16, WIDTH, 25)
 # Of what is computed first, if only a conversion: XLA takes it into no more than 15
 # places, and vectorizes longer loops alone.
 OF_COMPUTED = Cut(8, 4 * WIDTH, 8)
@@ -66,7 +69,7 @@ class Lanes(NamedTuple):
         return self.number * self.parts
 
 
-def lanes_of(shape: tuple[int, ...], axis: int, cut: Cut = OF_GIVEN) -> list[Lanes]:
+def lanes_of(shape: tuple[int, ...], axis: int, cut: Cut = OF_LONG) -> list[Lanes]:
     """All of a row: in one group, or in several and what is left over in one more."""
     classes, inner = shape[axis], math.prod(shape[axis + 1 :])
     most_parts, width, one_lane = cut
@@ -86,7 +89,7 @@ def lanes_of(shape: tuple[int, ...], axis: int, cut: Cut = OF_GIVEN) -> list[Lan
         return classes - blocks // parts * parts * width
 
     def cost(parts: int) -> int:  # in classes
-        of_rest = classes // 16 + 4 * rest(parts) if rest(parts) else 0
+        of_rest = classes // 8 + 4 * rest(parts) if rest(parts) else 0
         return 3 * (blocks // parts) * width + of_rest
 
     if one_group(0).parts <= most_parts:

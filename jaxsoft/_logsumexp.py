@@ -32,12 +32,14 @@ from jaxsoft._checks import (
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
+    exp_about,
     exp_shifted,
     is_hard,
     per_row,
     shifted,
     weighted_exp,
 )
+from jaxsoft._one_pass import sample_and_tail
 
 
 @overload
@@ -255,7 +257,7 @@ def _logsumexp(x, b, where, temperature, axes, mean):
 
 def _plain(x, b, where, temperature, axes, mean):
     z = _weighted_logits(x, b, where, temperature)
-    m, s, total = _split(x, z, b, where, temperature, axes)
+    m, s, total = _split(x, z, b, where, temperature, axes, mean)
     if mean:
         excess, _ = _log_mean(z, m, total, where, temperature, axes)
     else:
@@ -284,7 +286,10 @@ def _bwd(axes, mean, residuals, cotangents):
     total_or_1 = jnp.where(empty_sum, 1, total)
     total = jnp.where(empty_sum, jnp.inf, total)
     weights = None if b is None else b.astype(z.dtype)
-    p = weighted_exp(z, m, weights, temperature) / total
+    if b is None and temperature is None:
+        p = exp_about(z, m, None) / total
+    else:
+        p = weighted_exp(z, m, weights, temperature) / total
     if temperature is None:
         dz, dtemperature = g * p, None
     else:
@@ -319,8 +324,11 @@ def _counting(x, b, where):
     return counts if where is None else where & counts
 
 
-def _split(x, z, b, where, temperature, axes):
+def _split(x, z, b, where, temperature, axes, mean):
     """(m, s, S). Weights may make S so small that s = S - 1 has lost its digits."""
+    if b is None and temperature is None and not mean:
+        m, s = sample_and_tail(x, where, axes, to_add=True)
+        return m, s, 1 + s
     if b is None:
         m, s = max_and_tail(x, where, temperature, axes)
         return m, s, 1 + s

@@ -26,8 +26,10 @@ from jax import Array
 
 from jaxsoft._axes import Axes, in_one_piece, row_sum
 from jaxsoft._lanes import (
+    CLASSES_OF_A_LONG_ROW,
     OF_COMPUTED,
-    OF_GIVEN,
+    OF_LONG,
+    OF_SHORT,
     Lanes,
     apart,
     computed_once,
@@ -96,6 +98,9 @@ def _max_and_tail_jvp(axes, primals, tangents):
     return (m, s), (jnp.zeros_like(m), s_dot)
 
 
+# Under jit JAX traces each once for its shapes, however often it is called: for a value,
+# for its rule, and for every branch that falls back on it.
+@functools.partial(jax.jit, static_argnames="axes")
 def _plainly(x, where, softcap, temperature, *, weights, axes):
     z = counted_logits(x, where, temperature, softcap)
     of_weight = z if weights is None else jnp.where(weights == 0, -jnp.inf, z)
@@ -117,22 +122,13 @@ def _plainly(x, where, softcap, temperature, *, weights, axes):
     return m, jnp.where(jnp.isneginf(m), 0, s)
 
 
+@functools.partial(jax.jit, static_argnames="axis")
 def _in_lanes(x, where, softcap, temperature, *, axis):
     both = axis, axis + 1
     rows = Rows(x, where, softcap, temperature, axis)
-
-    def maxima(lanes):
-        if rows.are_one_lane:
-            # XLA would find it again wherever it is used, if it were that of parts.
-            row = rows.logits(lambda v: v)
-            return jnp.expand_dims(jnp.max(row, axis, keepdims=True), axis)
-        return of_lanes(jnp.maximum, lambda k: rows.part(lanes, k), lanes)
-
     all_lanes = rows.lanes
-    m_of_lanes = [jax.lax.stop_gradient(maxima(lanes)) for lanes in all_lanes]
-    m_of_lanes = [apart(m, m) for m in m_of_lanes]
-    tops = (jnp.max(v, both, keepdims=True) for v in m_of_lanes)
-    m = functools.reduce(jnp.maximum, tops)
+    m_of_lanes = [jax.lax.stop_gradient(rows.maxima(lanes)) for lanes in all_lanes]
+    m = _largest(m_of_lanes, axis)
     # One lane that holds the maximum, by its number, which is exact up to 2^24.
     before = itertools.accumulate((lanes.number for lanes in all_lanes), initial=0)
     numbers = [
@@ -178,14 +174,19 @@ class Rows(NamedTuple):
     all of them is made. They are not capped yet."""
 
     x: Array
-    where: Array | None
-    softcap: Array | None
-    temperature: Array | None
-    axis: int
+    where: Array | None = None
+    softcap: Array | None = None
+    temperature: Array | None = None
+    axis: int = -1
 
     @property
     def lanes(self) -> list[Lanes]:
-        cut = OF_GIVEN if self.x.dtype == jnp.float32 else OF_COMPUTED
+        if self.x.dtype != jnp.float32:
+            cut = OF_COMPUTED
+        elif self.x.shape[self.axis] < CLASSES_OF_A_LONG_ROW:
+            cut = OF_SHORT
+        else:
+            cut = OF_LONG
         return lanes_of(self.x.shape, self.axis, cut)
 
     @property
@@ -209,6 +210,21 @@ class Rows(NamedTuple):
     def part(self, lanes: Lanes, k: int, bottom: Array | float = -math.inf) -> Array:
         z = self.logits(lambda v: part_of(v, k, lanes, self.axis), bottom)
         return unseen(z, k, lanes, self.axis, -math.inf)
+
+    def maxima(self, lanes: Lanes) -> Array:
+        """The maximum of every lane."""
+        if self.are_one_lane:
+            # XLA would find it again wherever it is used, if it were that of parts.
+            row = self.logits(lambda v: v)
+            m = jnp.expand_dims(jnp.max(row, self.axis, keepdims=True), self.axis)
+        else:
+            m = of_lanes(jnp.maximum, lambda k: self.part(lanes, k), lanes)
+        return apart(m, m)
+
+
+def _largest(m_of_lanes, axis):
+    tops = (jnp.max(v, (axis, axis + 1), keepdims=True) for v in m_of_lanes)
+    return functools.reduce(jnp.maximum, tops)
 
 
 def _capped(z, softcap):

@@ -31,7 +31,6 @@ from jaxsoft._axes import (
     split_alike,
 )
 from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._label_and_tail import label_and_tail
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
@@ -47,6 +46,7 @@ from jaxsoft._numerics import (
     times_log,
     with_value,
 )
+from jaxsoft._one_pass import label_and_tail
 from jaxsoft._per_row import RowLabels, RowTerms, times_loss
 
 # Of a loop that LLVM vectorizes however it looks.
@@ -92,7 +92,9 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     if isinstance(targets, RowLabels):
         label_logit = _label_logit(x, targets, mask, temperature, softcap, axes)
     if _is_of_labels_alone(targets, spread_weight, temperature) and not with_lse:
-        m, s = label_and_tail(x, needed, softcap, targets, label_logit, axes)
+        m, s = label_and_tail(
+            x, needed, softcap, targets.class_index, label_logit, axes
+        )
     else:
         m, s = max_and_tail(x, needed, temperature, axes, softcap)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)

@@ -32,6 +32,7 @@ from jaxsoft._numerics import (
     accumulation_dtype,
     counted_logits,
     exact_at_maximum,
+    exp_about,
     exp_below,
     exp_shifted,
     inverse_temperature,
@@ -43,6 +44,7 @@ from jaxsoft._numerics import (
     times_log,
     with_value,
 )
+from jaxsoft._one_pass import sample_and_tail
 from jaxsoft._saturation import widened
 
 # A row of more outgrows the cache, and is read three times either way. Measured on two
@@ -137,6 +139,10 @@ def _softmax_plain(x, where, temperature, axes):
     z = counted_logits(x, where, temperature)
     if temperature is None and axes.count_here(x.shape) <= MOST_CLASSES_IN_ONE_KERNEL:
         p, m, s = _without_comparison(z, axes)
+    elif temperature is None:
+        m, s = sample_and_tail(x, where, axes, to_add=False)
+        # Never above 1 by a rounding, where m is below the maximum.
+        p = jnp.minimum(exp_about(z, m, None) * (1 / (1 + s)), 1)
     else:
         m, s = max_and_tail(x, where, temperature, axes)
         p = exp_below(z, m, temperature) * (1 / (1 + s))

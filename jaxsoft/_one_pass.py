@@ -1,0 +1,172 @@
+"""The split of a row in one pass on a CPU: about its label, or about a sample of it.
+
+What the split (m, s) asks of m is not that it is the maximum, only that exponentials do
+not overflow. So a CPU need not look for the maximum first.
+
+With the logit of a label y as m, and the sum over the other classes as tail,
+
+    m = z_y        s = sum_{c != y} exp(z_c - m)        sum_c exp(z_c) = exp(m) (1 + s),
+
+the loss of the label is log1p(s), with all digits of s, and its derivative at the label
+is -s/(1 + s). With the maximum of a few classes as m, and s = sum_c exp(z_c - m) - 1,
+the logsumexp is m + log1p(s), unless it is near 0 and the two nearly cancel.
+
+Where a class lies too far above m, or digits would be lost, the split about the maximum
+takes its place, for all rows. Measured on two cores in float32, in ms:
+
+    rows x classes    cross_entropy: optax    two passes    one    logsumexp: jax.nn    two    one
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._axes import Axes, in_one_piece, row_sum
+from jaxsoft._batching import largest_of_batch
+from jaxsoft._exp import HIGHEST, exp_of_difference_on_cpu
+from jaxsoft._lanes import apart, first_of_part, of_lanes, steps_of_lanes, sum_of_lanes
+from jaxsoft._max_and_tail import Rows, max_and_tail
+from jaxsoft._numerics import accumulation_dtype, capped, counted_logits, exp_about
+
+# A sum with an exponential that ended at exp(HIGHEST) is larger.
+LARGEST_SUM = 1e30
+# Classes whose maximum stands for that of the row, and the rows that are worth it.
+SAMPLE = 8
+CLASSES_OF_A_SAMPLED_ROW = 256
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+def label_and_tail(
+    x: Array,
+    where: Array | None,
+    softcap: Array | None,
+    class_index: Array,
+    label_logit: Array,
+    axes: Axes,
+) -> tuple[Array, Array]:
+    """(m, s) as `max_and_tail` has it, or with m the logit of the row's label. Rows
+    with class_index -1 may have any s."""
+
+    def about_the_maximum(x, where, softcap, *_):
+        return max_and_tail(x, where, None, axes, softcap)
+
+    def about_the_label(x, where, softcap, class_index, label_logit):
+        m = jax.lax.stop_gradient(label_logit)
+        s = _sum_about(x, where, softcap, m, class_index, axis=axes[0])
+        far = (s > LARGEST_SUM) & (class_index >= 0)
+        return _unless(far, (m, s), lambda: about_the_maximum(x, where, softcap))
+
+    given = x, where, softcap, class_index, label_logit
+    if not _may_be_one_pass(x, axes):
+        return about_the_maximum(*given)
+    return jax.lax.platform_dependent(
+        *given, cpu=about_the_label, default=about_the_maximum
+    )
+
+
+@label_and_tail.defjvp
+def _label_and_tail_jvp(axes, primals, tangents):
+    m, s = label_and_tail(*primals, axes)
+    return (m, s), _tangents(m, axes, primals[:3], tangents[:3])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def sample_and_tail(
+    x: Array, where: Array | None, axes: Axes, to_add: bool
+) -> tuple[Array, Array]:
+    """(m, s) as `max_and_tail` has it, or with m no more than the maximum. Of m and
+    log1p(s) that are to be added, the sum keeps its digits."""
+
+    def about_the_maximum(x, where):
+        return max_and_tail(x, where, None, axes)
+
+    def about_a_sample(x, where):
+        m, total = _sum_about_sample(x, where, axis=axes[0])
+        far = ~(total <= LARGEST_SUM) | (m == jnp.inf)
+        if to_add:
+            log_total = jnp.log(jnp.maximum(total, 1))
+            far |= 2 * jnp.abs(m + log_total) < jnp.maximum(log_total, 1)
+        s = jnp.where(total == 0, 0, total - 1)  # all are -inf, and so is m
+        return _unless(far, (m, s), lambda: about_the_maximum(x, where))
+
+    few = axes.count_here(x.shape) < CLASSES_OF_A_SAMPLED_ROW
+    if few or not _may_be_one_pass(x, axes):
+        return about_the_maximum(x, where)
+    return jax.lax.platform_dependent(
+        x, where, cpu=about_a_sample, default=about_the_maximum
+    )
+
+
+@sample_and_tail.defjvp
+def _sample_and_tail_jvp(axes, to_add, primals, tangents):
+    m, s = sample_and_tail(*primals, axes, to_add)
+    return (m, s), _tangents(m, axes, (*primals, None), (*tangents, None))
+
+
+def _tangents(m, axes, primals, tangents):
+    """As those of `max_and_tail`: with m held fixed, s' is a sum over all classes."""
+
+    def total(x, where, softcap):
+        z = counted_logits(x, where, None, softcap)
+        return row_sum(exp_about(z, m, None), axes)
+
+    return jnp.zeros_like(m), jax.jvp(total, primals, tangents)[1]
+
+
+def _may_be_one_pass(x, axes):
+    """Whether a CPU has use for it. Of a few classes, the maximum is found at once."""
+    if axes.mesh_names or accumulation_dtype(x.dtype) != jnp.float32:
+        return False
+    return in_one_piece(x, axes) and not Rows(x, axis=axes[0]).are_one_lane
+
+
+def _unless(far, split, otherwise):
+    # One branch for all elements of a `jax.vmap`.
+    any_far = largest_of_batch(jnp.max(far.astype(jnp.float32))) > 0
+    return jax.lax.cond(any_far, otherwise, lambda: split)
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _sum_about_sample(x, where, *, axis):
+    """The maximum m of a sample, and sum_c exp(z_c - m)."""
+
+    def few(v):
+        n = v.shape[axis]
+        return jax.lax.slice_in_dim(v, 0, min(n, SAMPLE), axis=axis)
+
+    sample = Rows(x, where, axis=axis).logits(few)
+    m = jax.lax.stop_gradient(jnp.max(sample, axis, keepdims=True))
+    return m, _sum_about(x, where, None, m, axis=axis)
+
+
+@functools.partial(jax.jit, static_argnames="axis")  # traced once for its shapes
+def _sum_about(x, where, softcap, m, left_out=None, *, axis):
+    """sum_c exp(z_c - m), without that of the class left_out."""
+    rows = Rows(x, where, softcap, axis=axis)
+    m = jnp.expand_dims(m, axis)
+    left_out = None if left_out is None else jnp.expand_dims(left_out, axis)
+
+    def of_some(lanes):
+        classes = steps_of_lanes(lanes, x.ndim, axis, lanes.parts * lanes.width)
+
+        def part(k):
+            is_left_out = None
+            if left_out is not None:
+                first = first_of_part(k, lanes, x.shape[axis])
+                is_left_out = classes == left_out - first
+            return _terms(rows.part(lanes, k), m, is_left_out, softcap)
+
+        return sum_of_lanes(apart(of_lanes(jnp.add, part, lanes), m), axis)
+
+    return sum(map(of_some, rows.lanes))
+
+
+@jax.jit
+def _terms(z, m, is_left_out, softcap):
+    z = z if softcap is None else capped(z, softcap)
+    e = exp_of_difference_on_cpu(z, m, HIGHEST)
+    # What is left out has a derivative.
+    omitted = e - jax.lax.stop_gradient(e)
+    return e if is_left_out is None else jnp.where(is_left_out, omitted, e)
