@@ -119,7 +119,9 @@ def cross_entropy(
         `jax.experimental.checkify` it is an error that names the label. A label on a
         masked class or on a logit -inf: +inf. A row of -inf logits: +inf, gradient 0.
         With logits +inf, 0 at a label that is the only one and +inf at finite ones. A
-        weight 0 times a loss +inf is 0.
+        weight 0 times a loss +inf is 0. An option at its neutral value changes no bit;
+        label_smoothing 0 and temperature 1, if given as arrays, may change the last
+        bits for indices of 64 classes or more.
 
     Example:
         >>> import jax

@@ -1,9 +1,10 @@
 """The exponential of a difference, with the digits that the difference rounds away.
 
 All that this library exponentiates is a difference z - m, or its quotient by a
-temperature, at most 0 where m is a maximum. At -70 the rounding of the difference alone is a relative error of 4e-6 in
-the exponential; and XLA's exp on a CPU, which cannot be told of it, is a third of the
-cost of a loss. The two below are for float32 on a CPU. They reduce their argument,
+temperature, at most 0 where m is a maximum. At -70 the rounding of the difference alone
+is a relative error of 4e-6 in the exponential; and XLA's exp on a CPU, which cannot be
+told of it, is a third of the cost of a loss. The two below are for float32 on a CPU.
+They reduce their argument,
 
     v = n log 2 + f        n an integer, |f| <= log(2)/2
     exp(v) = 2^n exp(f)

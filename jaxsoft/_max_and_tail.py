@@ -79,7 +79,9 @@ def max_and_tail(
         m, s = plainly(*given)
     if axes.mesh_names:
         m, s, _ = over_devices(m, s, temperature, axes.mesh_names)
-    return m, s
+    # Of 512 numbers or more, the maximum that XLA finds on a CPU may ignore NaN, or be
+    # -inf with one (jaxlib 0.10.2). Until it is not, a sum tells.
+    return jnp.where(jnp.isnan(s), s, m), s
 
 
 # With m held fixed, s' = sum_i (b_i e_i)', now with the maximum's term. JAX drops the
@@ -98,8 +100,8 @@ def _max_and_tail_jvp(axes, primals, tangents):
     return (m, s), (jnp.zeros_like(m), s_dot)
 
 
-# Under jit JAX traces each once for its shapes, however often it is called: for a value,
-# for its rule, and for every branch that falls back on it.
+# Under jit JAX traces each once for its shapes, however often it is called: for a
+# value, for its rule, and for every branch that falls back on it.
 @functools.partial(jax.jit, static_argnames="axes")
 def _plainly(x, where, softcap, temperature, *, weights, axes):
     z = counted_logits(x, where, temperature, softcap)
@@ -119,7 +121,7 @@ def _plainly(x, where, softcap, temperature, *, weights, axes):
     terms = weighted_exp(z, m, weights, temperature)
     others = total(with_value(0, at_maximum, terms))
     s = others + (total(jnp.where(at_maximum, weights, 0)) - 1)
-    return m, jnp.where(jnp.isneginf(m), 0, s)
+    return m, _of_something(m, s)
 
 
 @functools.partial(jax.jit, static_argnames="axis")
@@ -158,7 +160,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
 
     s = sum(map(tail, all_lanes, numbers))
     m = jnp.squeeze(m, axis)
-    s = jnp.where(jnp.isneginf(m), 0, s)
+    s = _of_something(m, s)
     s = computed_once(s, m) if rows.are_one_lane else s
     return jnp.squeeze(capped_m, axis), s
 
@@ -225,6 +227,11 @@ class Rows(NamedTuple):
 def _largest(m_of_lanes, axis):
     tops = (jnp.max(v, (axis, axis + 1), keepdims=True) for v in m_of_lanes)
     return functools.reduce(jnp.maximum, tops)
+
+
+def _of_something(m, s):
+    """s, and 0 where nothing counts."""
+    return jnp.where(jnp.isneginf(m) & ~jnp.isnan(s), 0, s)
 
 
 def _capped(z, softcap):

@@ -88,13 +88,12 @@ def _plain(x, targets, spread_weight, where, temperature, softcap, axes, with_ls
     mask = _mask(where, targets)
     needed = where if spread_weight is None and softcap is None else mask
     z = counted_logits(x, mask, temperature, softcap)
-    label_logit = None
+    label_logit: Any = None
     if isinstance(targets, RowLabels):
         label_logit = _label_logit(x, targets, mask, temperature, softcap, axes)
-    if _is_of_labels_alone(targets, spread_weight, temperature) and not with_lse:
-        m, s = label_and_tail(
-            x, needed, softcap, targets.class_index, label_logit, axes
-        )
+    if _is_of_labels_alone(targets, spread_weight, temperature):
+        index = targets.class_index
+        m, s = label_and_tail(x, needed, softcap, index, label_logit, axes, with_lse)
     else:
         m, s = max_and_tail(x, needed, temperature, axes, softcap)
     m, s = _of_counted(targets, m, -jnp.inf), _of_counted(targets, s, 0)
@@ -193,7 +192,7 @@ row_terms.defvjp(_fwd, _bwd)
 
 
 def _is_of_labels_alone(targets, spread_weight, temperature):
-    """Whether e and d are read of the labels, and of no other class near the maximum."""
+    """Whether what e and d are at the maximum is read at labels alone."""
     by_index = isinstance(targets, RowLabels) and spread_weight is None
     return by_index and temperature is None
 

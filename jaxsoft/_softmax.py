@@ -47,9 +47,8 @@ from jaxsoft._numerics import (
 from jaxsoft._one_pass import sample_and_tail
 from jaxsoft._saturation import widened
 
-# A row of more outgrows the cache, and is read three times either way. Measured on two
-# cores, in ms, one kernel beside the lanes of `max_and_tail`: 47 and 56 for 4096 rows
-# of 8192 classes, 62 and 57 for 2048 of 16384, 65 and 57 for 256 of 131072.
+# A row of more outgrows the cache. Measured on two cores, in ms, one kernel beside the
+# two of a split: 79 and 86 for 4096 rows of 8192 classes, 94 and 88 for 256 of 131072.
 MOST_CLASSES_IN_ONE_KERNEL = 8192
 
 

@@ -98,3 +98,36 @@ def test_derivatives_saturate_in_half_precision(first_entry, dtype):
     gradient = jax.grad(first_entry)(x)
     _, tangent = jax.jvp(first_entry, (x,), (jnp.array([1, 0], dtype),))
     chex.assert_tree_all_finite((gradient, tangent))
+
+
+LONG_ROWS = {
+    "logsumexp": lambda x: jaxsoft.logsumexp(x, axis=-1),
+    "logsumexp, temperature": lambda x: jaxsoft.logsumexp(x, axis=-1, temperature=2.0),
+    "logmeanexp": lambda x: jaxsoft.logmeanexp(x, axis=-1),
+    "softmax": jaxsoft.softmax,
+    "softmax, temperature": lambda x: jaxsoft.softmax(x, temperature=2.0),
+    "log_softmax": jaxsoft.log_softmax,
+    "entropy": jaxsoft.entropy,
+    "cross_entropy": lambda x: jaxsoft.cross_entropy(x, jnp.zeros(len(x), jnp.int32)),
+    "cross_entropy, smoothing": lambda x: jaxsoft.cross_entropy(
+        x, jnp.zeros(len(x), jnp.int32), label_smoothing=0.1
+    ),
+    "cross_entropy, probabilities": lambda x: jaxsoft.cross_entropy(
+        x, jnp.full_like(x, 1 / x.shape[1])
+    ),
+    "kl_divergence": lambda x: jaxsoft.kl_divergence(jnp.zeros_like(x), x),
+    "kl_divergence, of targets": lambda x: jaxsoft.kl_divergence(x, jnp.zeros_like(x)),
+    "boltzmann_max": lambda x: jaxsoft.boltzmann_max(x, axis=-1),
+    "softargmax": jaxsoft.softargmax,
+}
+
+
+@pytest.mark.parametrize("classes", [600, 8192])
+@pytest.mark.parametrize("name", LONG_ROWS)
+def test_a_nan_shows_in_its_row_alone(name, classes):
+    """XLA's maximum of 512 numbers and more may lose it on a CPU."""
+    x = np.zeros((3, classes), np.float32)
+    x[1, -2] = np.nan
+    results = np.asarray(jax.jit(LONG_ROWS[name])(x))
+    assert np.all(np.isnan(results[1]))
+    assert np.all(np.isfinite(results[[0, 2]]))
