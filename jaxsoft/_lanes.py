@@ -41,10 +41,7 @@ class Cut(NamedTuple):
     one_lane: int  # rows of so many classes are
 
 
-OF_SHORT = Cut(8, WIDTH, 25)
-# More parts leave fewer lanes in memory, and take no less time.
-CLASSES_OF_A_LONG_ROW = 4096
-OF_LONG = Cut(16, WIDTH, 25)
+OF_GIVEN = Cut(16, WIDTH, 25)
 # Of what is computed first, if only a conversion: XLA takes it into no more than 15
 # places, and vectorizes longer loops alone.
 OF_COMPUTED = Cut(8, 4 * WIDTH, 8)
@@ -69,7 +66,7 @@ class Lanes(NamedTuple):
         return self.number * self.parts
 
 
-def lanes_of(shape: tuple[int, ...], axis: int, cut: Cut = OF_LONG) -> list[Lanes]:
+def lanes_of(shape: tuple[int, ...], axis: int, cut: Cut = OF_GIVEN) -> list[Lanes]:
     """All of a row: in one group, or in several and what is left over in one more."""
     classes, inner = shape[axis], math.prod(shape[axis + 1 :])
     most_parts, width, one_lane = cut

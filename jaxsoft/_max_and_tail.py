@@ -26,10 +26,8 @@ from jax import Array
 
 from jaxsoft._axes import Axes, in_one_piece, row_sum
 from jaxsoft._lanes import (
-    CLASSES_OF_A_LONG_ROW,
     OF_COMPUTED,
-    OF_LONG,
-    OF_SHORT,
+    OF_GIVEN,
     Lanes,
     apart,
     computed_once,
@@ -183,12 +181,7 @@ class Rows(NamedTuple):
 
     @property
     def lanes(self) -> list[Lanes]:
-        if self.x.dtype != jnp.float32:
-            cut = OF_COMPUTED
-        elif self.x.shape[self.axis] < CLASSES_OF_A_LONG_ROW:
-            cut = OF_SHORT
-        else:
-            cut = OF_LONG
+        cut = OF_GIVEN if self.x.dtype == jnp.float32 else OF_COMPUTED
         return lanes_of(self.x.shape, self.axis, cut)
 
     @property

@@ -9,13 +9,13 @@ from laws import quickly
 import jaxsoft
 from jaxsoft import _max_and_tail
 from jaxsoft._axes import Axes
-from jaxsoft._lanes import OF_COMPUTED, OF_SHORT, lanes_of, part_of, unseen
+from jaxsoft._lanes import OF_COMPUTED, OF_GIVEN, lanes_of, part_of, unseen
 
 # One lane, a few, several groups, primes, and blocks that divide and that do not.
 COUNTS = (1, 7, 16, 33, 161, 1000, 1031, 8209)
 
 
-@pytest.mark.parametrize("cut", [OF_SHORT, OF_COMPUTED], ids=["given", "computed"])
+@pytest.mark.parametrize("cut", [OF_GIVEN, OF_COMPUTED], ids=["given", "computed"])
 @pytest.mark.parametrize("inner", [1, 3])
 @pytest.mark.parametrize("classes", COUNTS)
 def test_every_class_is_in_one_lane(classes, inner, cut):
