@@ -145,7 +145,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
     t = None if temperature is None else jnp.expand_dims(temperature, axis)
     # -inf again. XLA would write to memory what both passes make of x and where.
     bottom = jnp.minimum(m, -math.inf)
-    capped_m = jax.lax.stop_gradient(_capped(m, softcap))
+    capped_m = jax.lax.stop_gradient(capped_below(m, softcap))
 
     def tail(lanes, number):
         far, near = of_lanes(
@@ -166,7 +166,9 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
 @jax.jit
 def _terms(z, capped_m, softcap, temperature):
     """_far_and_near of logits that are not capped yet. A cap keeps their order."""
-    return _far_and_near(exp_below_on_cpu(_capped(z, softcap), capped_m, temperature))
+    return _far_and_near(
+        exp_below_on_cpu(capped_below(z, softcap), capped_m, temperature)
+    )
 
 
 class Rows(NamedTuple):
@@ -227,7 +229,8 @@ def _of_something(m, s):
     return jnp.where(jnp.isneginf(m) & ~jnp.isnan(s), 0, s)
 
 
-def _capped(z, softcap):
+def capped_below(z: Array, softcap: Array | None) -> Array:
+    """The cap of logits that `Rows` made: -inf is a masked class, and stays."""
     if softcap is None:
         return z
     masked = jnp.isneginf(z)

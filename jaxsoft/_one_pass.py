@@ -32,8 +32,8 @@ from jaxsoft._axes import Axes, in_one_piece, row_sum
 from jaxsoft._batching import largest_of_batch
 from jaxsoft._exp import HIGHEST, exp_of_difference_on_cpu
 from jaxsoft._lanes import apart, first_of_part, of_lanes, steps_of_lanes, sum_of_lanes
-from jaxsoft._max_and_tail import Rows, max_and_tail
-from jaxsoft._numerics import accumulation_dtype, capped, counted_logits, exp_about
+from jaxsoft._max_and_tail import Rows, capped_below, max_and_tail
+from jaxsoft._numerics import accumulation_dtype, counted_logits, exp_about
 
 # A sum with an exponential that ended at exp(HIGHEST) is larger.
 LARGEST_SUM = 1e30
@@ -180,8 +180,7 @@ def _sum_about(x, where, softcap, m, left_out=None, *, axis):
 
 @jax.jit
 def _terms(z, m, is_left_out, softcap):
-    z = z if softcap is None else capped(z, softcap)
-    e = exp_of_difference_on_cpu(z, m, HIGHEST)
+    e = exp_of_difference_on_cpu(capped_below(z, softcap), m, HIGHEST)
     # What is left out has a derivative.
     omitted = e - jax.lax.stop_gradient(e)
     return e if is_left_out is None else jnp.where(is_left_out, omitted, e)

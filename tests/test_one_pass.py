@@ -117,15 +117,21 @@ def test_masked_ignored_and_invalid_labels(rng):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_softcap_and_other_layouts(axis, dtype, rng):
-    x = jnp.asarray(100 * rng.normal(size=(5, 70)), dtype)
+@pytest.mark.parametrize("softcap", [30.0, 1.0, None])
+def test_softcap_masks_and_other_layouts(softcap, axis, dtype, rng):
+    x = jnp.asarray(10 * rng.normal(size=(5, 70)), dtype)
     labels = rng.integers(0, 70, 5)
-    given = jax.jit(
-        lambda x: jaxsoft.cross_entropy(x, labels, axis=axis, softcap=30.0)
-    )(x if axis == 1 else x.T)
-    capped = 30 * np.tanh(np.float64(x) / 30)
+    where = rng.random(x.shape) < 0.5
+    where[np.arange(5), labels] = True
+
+    def loss(x, where):
+        return jaxsoft.cross_entropy(x, labels, axis=axis, where=where, softcap=softcap)
+
+    given = jax.jit(loss)(*((x, where) if axis == 1 else (x.T, where.T)))
+    z = np.float64(x)
+    z = np.where(where, z if softcap is None else softcap * np.tanh(z / softcap), -INF)
     # What the cap rounds off at 30 is of the size of 1e-6.
-    np.testing.assert_allclose(given, exact_losses(capped, labels)[0], rtol=1e-5)
+    np.testing.assert_allclose(given, exact_losses(z, labels)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("gap", [0, 3, 20])
