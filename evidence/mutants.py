@@ -242,8 +242,8 @@ MUTANTS = [
         "_max_and_tail",
         "return jnp.where(jnp.isnan(s), s, m), s",
         "return m, s",
-        "test_stability.py",
-        "shows_in_its_row and logsumexp",
+        "test_one_pass.py",
+        "sample_does_not_show",
     ),
     # Splits about another class than the maximum.
     Mutant(
