@@ -28,6 +28,7 @@ from jax import Array
 
 # Numbers that lie side by side: one or two of a processor's vectors.
 WIDTH = 8
+# Up to so many, a product with ones sums them faster.
 FEW_LANES = 64
 # XLA takes one slice into no more than 15 places of a kernel; into more, it copies it.
 PLACES_OF_A_SLICE = 12

@@ -32,7 +32,6 @@ from jaxsoft._checks import (
 from jaxsoft._max_and_tail import max_and_tail
 from jaxsoft._numerics import (
     counted_logits,
-    exp_about,
     exp_shifted,
     is_hard,
     per_row,
@@ -286,10 +285,7 @@ def _bwd(axes, mean, residuals, cotangents):
     total_or_1 = jnp.where(empty_sum, 1, total)
     total = jnp.where(empty_sum, jnp.inf, total)
     weights = None if b is None else b.astype(z.dtype)
-    if b is None and temperature is None:
-        p = exp_about(z, m, None) / total
-    else:
-        p = weighted_exp(z, m, weights, temperature) / total
+    p = weighted_exp(z, m, weights, temperature) / total
     if temperature is None:
         dz, dtemperature = g * p, None
     else:

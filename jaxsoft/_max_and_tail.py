@@ -18,7 +18,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,20 +82,25 @@ def max_and_tail(
     return jnp.where(jnp.isnan(s), s, m), s
 
 
-# With m held fixed, s' = sum_i (b_i e_i)', now with the maximum's term. JAX drops the
-# rule in a scan that is differentiated twice, first in reverse; so what a CPU computes
-# has the same derivative, if a slower one.
+# JAX drops the rule in a scan that is differentiated twice, first in reverse; so what a
+# CPU computes has the same derivative, if a slower one.
 @max_and_tail.defjvp
 def _max_and_tail_jvp(axes, primals, tangents):
     x, where, temperature, softcap, weights = primals
     m, s = max_and_tail(x, where, temperature, axes, softcap, weights)
+    return (m, s), split_tangents(m, axes, primals, tangents)
+
+
+def split_tangents(
+    m: Array, axes: Axes, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    """With m held fixed, s' = sum_i (b_i e_i)', now with the term of m itself."""
 
     def total(x, where, temperature, softcap, weights):
         z = counted_logits(x, where, temperature, softcap)
         return row_sum(weighted_exp(z, m, weights, temperature), axes)
 
-    _, s_dot = jax.jvp(total, primals, tangents)
-    return (m, s), (jnp.zeros_like(m), s_dot)
+    return jnp.zeros_like(m), jax.jvp(total, primals, tangents)[1]
 
 
 # Under jit JAX traces each once for its shapes, however often it is called: for a
@@ -125,10 +130,20 @@ def _plainly(x, where, softcap, temperature, *, weights, axes):
 @functools.partial(jax.jit, static_argnames="axis")
 def _in_lanes(x, where, softcap, temperature, *, axis):
     both = axis, axis + 1
-    rows = Rows(x, where, softcap, temperature, axis)
+    rows = Rows(x, axis, where, softcap, temperature)
+
+    def maxima(lanes):
+        if rows.are_one_lane:
+            # XLA would find it again wherever it is used, if it were that of parts.
+            row = rows.logits(lambda v: v)
+            return jnp.expand_dims(jnp.max(row, axis, keepdims=True), axis)
+        return of_lanes(jnp.maximum, lambda k: rows.part(lanes, k), lanes)
+
     all_lanes = rows.lanes
-    m_of_lanes = [jax.lax.stop_gradient(rows.maxima(lanes)) for lanes in all_lanes]
-    m = _largest(m_of_lanes, axis)
+    m_of_lanes = [jax.lax.stop_gradient(maxima(lanes)) for lanes in all_lanes]
+    m_of_lanes = [apart(m, m) for m in m_of_lanes]
+    tops = (jnp.max(v, both, keepdims=True) for v in m_of_lanes)
+    m = functools.reduce(jnp.maximum, tops)
     # One lane that holds the maximum, by its number, which is exact up to 2^24.
     before = itertools.accumulate((lanes.number for lanes in all_lanes), initial=0)
     numbers = [
@@ -145,7 +160,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
     t = None if temperature is None else jnp.expand_dims(temperature, axis)
     # -inf again. XLA would write to memory what both passes make of x and where.
     bottom = jnp.minimum(m, -math.inf)
-    capped_m = jax.lax.stop_gradient(capped_below(m, softcap))
+    capped_m = jax.lax.stop_gradient(capped_counted(m, softcap))
 
     def tail(lanes, number):
         far, near = of_lanes(
@@ -167,7 +182,7 @@ def _in_lanes(x, where, softcap, temperature, *, axis):
 def _terms(z, capped_m, softcap, temperature):
     """_far_and_near of logits that are not capped yet. A cap keeps their order."""
     return _far_and_near(
-        exp_below_on_cpu(capped_below(z, softcap), capped_m, temperature)
+        exp_below_on_cpu(capped_counted(z, softcap), capped_m, temperature)
     )
 
 
@@ -176,10 +191,10 @@ class Rows(NamedTuple):
     all of them is made. They are not capped yet."""
 
     x: Array
+    axis: int
     where: Array | None = None
     softcap: Array | None = None
     temperature: Array | None = None
-    axis: int = -1
 
     @property
     def lanes(self) -> list[Lanes]:
@@ -208,28 +223,13 @@ class Rows(NamedTuple):
         z = self.logits(lambda v: part_of(v, k, lanes, self.axis), bottom)
         return unseen(z, k, lanes, self.axis, -math.inf)
 
-    def maxima(self, lanes: Lanes) -> Array:
-        """The maximum of every lane."""
-        if self.are_one_lane:
-            # XLA would find it again wherever it is used, if it were that of parts.
-            row = self.logits(lambda v: v)
-            m = jnp.expand_dims(jnp.max(row, self.axis, keepdims=True), self.axis)
-        else:
-            m = of_lanes(jnp.maximum, lambda k: self.part(lanes, k), lanes)
-        return apart(m, m)
-
-
-def _largest(m_of_lanes, axis):
-    tops = (jnp.max(v, (axis, axis + 1), keepdims=True) for v in m_of_lanes)
-    return functools.reduce(jnp.maximum, tops)
-
 
 def _of_something(m, s):
     """s, and 0 where nothing counts."""
     return jnp.where(jnp.isneginf(m) & ~jnp.isnan(s), 0, s)
 
 
-def capped_below(z: Array, softcap: Array | None) -> Array:
+def capped_counted(z: Array, softcap: Array | None) -> Array:
     """The cap of logits that `Rows` made: -inf is a masked class, and stays."""
     if softcap is None:
         return z

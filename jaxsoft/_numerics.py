@@ -191,11 +191,9 @@ def exp_below(z: Array, m: Array, temperature: Array | None) -> Array:
 
 
 @jax.custom_jvp
-def exp_about(z: Array, m: Array, temperature: Array | None) -> Array:
+def exp_about(z: Array, m: Array) -> Array:
     """exp_below for an m that need not be the maximum, without a temperature. On a CPU
     it ends at exp(HIGHEST)."""
-    if temperature is not None:
-        return exp_below(z, m, temperature)
     if z.dtype != jnp.float32:
         return exp_shifted(z, m, None)
     return jax.lax.platform_dependent(
@@ -253,13 +251,22 @@ def _exp_jvp(exp, primals, tangents):
 
 exp_shifted.defjvp(functools.partial(_exp_jvp, exp_shifted))
 exp_below.defjvp(functools.partial(_exp_jvp, exp_below))
-exp_about.defjvp(functools.partial(_exp_jvp, exp_about))
+
+
+@exp_about.defjvp
+def _exp_about_jvp(primals, tangents):
+    def exp(z, m, _):
+        return exp_about(z, m)
+
+    return _exp_jvp(exp, (*primals, None), (*tangents, None))
 
 
 def weighted_exp(
     z: Array, m: Array, weights: Array | None, temperature: Array | None
 ) -> Array:
     """b e. Where b is 0, z may lie far above m, and e is limited to finite numbers."""
+    if weights is None and temperature is None:
+        return exp_about(z, m)
     if weights is None:
         return exp_below(z, m, temperature)
     e = exp_shifted(z, m, temperature)

@@ -28,12 +28,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._axes import Axes, in_one_piece, row_sum
+from jaxsoft._axes import Axes, in_one_piece
 from jaxsoft._batching import largest_of_batch
 from jaxsoft._exp import HIGHEST, exp_of_difference_on_cpu
 from jaxsoft._lanes import apart, first_of_part, of_lanes, steps_of_lanes, sum_of_lanes
-from jaxsoft._max_and_tail import Rows, capped_below, max_and_tail
-from jaxsoft._numerics import accumulation_dtype, counted_logits, exp_about
+from jaxsoft._max_and_tail import (
+    Rows,
+    capped_counted,
+    max_and_tail,
+    split_tangents,
+)
+from jaxsoft._numerics import accumulation_dtype
 
 # A sum with an exponential that ended at exp(HIGHEST) is larger.
 LARGEST_SUM = 1e30
@@ -82,7 +87,11 @@ def label_and_tail(
 @label_and_tail.defjvp
 def _label_and_tail_jvp(axes, to_add, primals, tangents):
     m, s = label_and_tail(*primals, axes, to_add)
-    return (m, s), _tangents(m, axes, primals[:3], tangents[:3])
+
+    def of_split(x, where, softcap, *_):
+        return x, where, None, softcap, None
+
+    return (m, s), split_tangents(m, axes, of_split(*primals), of_split(*tangents))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -113,17 +122,9 @@ def sample_and_tail(
 @sample_and_tail.defjvp
 def _sample_and_tail_jvp(axes, to_add, primals, tangents):
     m, s = sample_and_tail(*primals, axes, to_add)
-    return (m, s), _tangents(m, axes, (*primals, None), (*tangents, None))
-
-
-def _tangents(m, axes, primals, tangents):
-    """As those of `max_and_tail`: with m held fixed, s' is a sum over all classes."""
-
-    def total(x, where, softcap):
-        z = counted_logits(x, where, None, softcap)
-        return row_sum(exp_about(z, m, None), axes)
-
-    return jnp.zeros_like(m), jax.jvp(total, primals, tangents)[1]
+    nothing = None, None, None
+    primals, tangents = (*primals, *nothing), (*tangents, *nothing)
+    return (m, s), split_tangents(m, axes, primals, tangents)
 
 
 def _may_be_one_pass(x, axes):
@@ -143,7 +144,6 @@ def _unless(far, split, otherwise):
     return jax.lax.cond(any_far, otherwise, lambda: split)
 
 
-@functools.partial(jax.jit, static_argnames="axis")
 def _sum_about_sample(x, where, *, axis):
     """The maximum m of a sample, and sum_c exp(z_c - m)."""
 
@@ -151,7 +151,7 @@ def _sum_about_sample(x, where, *, axis):
         n = v.shape[axis]
         return jax.lax.slice_in_dim(v, 0, min(n, SAMPLE), axis=axis)
 
-    sample = Rows(x, where, axis=axis).logits(few)
+    sample = Rows(x, axis, where).logits(few)
     m = jax.lax.stop_gradient(jnp.max(sample, axis, keepdims=True))
     return m, _sum_about(x, where, None, m, axis=axis)
 
@@ -159,7 +159,7 @@ def _sum_about_sample(x, where, *, axis):
 @functools.partial(jax.jit, static_argnames="axis")  # traced once for its shapes
 def _sum_about(x, where, softcap, m, left_out=None, *, axis):
     """sum_c exp(z_c - m), without that of the class left_out."""
-    rows = Rows(x, where, softcap, axis=axis)
+    rows = Rows(x, axis, where, softcap)
     m = jnp.expand_dims(m, axis)
     left_out = None if left_out is None else jnp.expand_dims(left_out, axis)
 
@@ -180,7 +180,7 @@ def _sum_about(x, where, softcap, m, left_out=None, *, axis):
 
 @jax.jit
 def _terms(z, m, is_left_out, softcap):
-    e = exp_of_difference_on_cpu(capped_below(z, softcap), m, HIGHEST)
+    e = exp_of_difference_on_cpu(capped_counted(z, softcap), m, HIGHEST)
     # What is left out has a derivative.
     omitted = e - jax.lax.stop_gradient(e)
     return e if is_left_out is None else jnp.where(is_left_out, omitted, e)

@@ -135,7 +135,7 @@ def _bwd(axes, with_lse, residuals, cotangents):
     )
     d = shifted(z, m, temperature)
     if _is_of_labels_alone(targets, spread_weight, temperature):
-        e = exp_about(z, m, None)
+        e = exp_about(z, m)
     else:
         e = exp_below(z, m, temperature)
         e, d = with_value(1, is_maximum(d, s), e), exact_at_maximum(d, s)

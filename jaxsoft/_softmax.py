@@ -141,7 +141,7 @@ def _softmax_plain(x, where, temperature, axes):
     elif temperature is None:
         m, s = sample_and_tail(x, where, axes, to_add=False)
         # Never above 1 by a rounding, where m is below the maximum.
-        p = jnp.minimum(exp_about(z, m, None) * (1 / (1 + s)), 1)
+        p = jnp.minimum(exp_about(z, m) * (1 / (1 + s)), 1)
     else:
         m, s = max_and_tail(x, where, temperature, axes)
         p = exp_below(z, m, temperature) * (1 / (1 + s))
