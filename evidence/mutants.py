@@ -502,10 +502,26 @@ MUTANTS = [
     Mutant(
         "the cotangent of z_loss is dropped",
         "_row_terms",
-        "dz = dz + per_sum * jnp.where(jnp.isneginf(m), 0, h) * e",
-        "dz = 1 * dz",
+        "h = jnp.where(jnp.isneginf(m), 0, h) if with_lse else h",
+        "h = 0 * h if with_lse else h",
         "test_laws.py",
         _laws("cross_entropy_options"),
+    ),
+    Mutant(
+        "in a long row the label's entry has no z_loss",
+        "_row_terms",
+        "dz_of_label = dz_of_label + per_sum * h * e_of_label",
+        "dz_of_label = 1 * dz_of_label",
+        "test_cross_entropy.py",
+        "label_in_a_long_row",
+    ),
+    Mutant(
+        "in a long row the label's entry is that of another row",
+        "_row_terms",
+        "of_label, mode=",
+        "of_label[::-1], mode=",
+        "test_cross_entropy.py",
+        "label_in_a_long_row",
     ),
     Mutant(
         "label probabilities are not weighted",

@@ -35,6 +35,9 @@ from jaxsoft._saturation import converted, within_range
 
 # Of the maximum's probability: a class that has more may be the maximum.
 NEAR = 0.6
+# With 65536 rows of 10 classes a gradient's last kernel takes 1.2 ms with the
+# exponential of `_exp`, and 0.8 ms with XLA's; with 16 classes 0.7 and 0.8.
+FEW_NEIGHBOURS = 16
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -179,11 +182,17 @@ def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
     return exp_of_sum(d, _rounding_of_shifted(z, m, d, temperature))
 
 
+def _has_cpu_exponential(z: Array) -> bool:
+    """Whether it is worth a program of its own: XLA vectorizes a loop over fewer
+    neighbours no better than it vectorizes its own exp."""
+    return z.dtype == jnp.float32 and z.ndim > 0 and z.shape[-1] >= FEW_NEIGHBOURS
+
+
 @jax.custom_jvp
 def exp_below(z: Array, m: Array, temperature: Array | None) -> Array:
     """exp_shifted for no z above m, where it is written to memory: XLA's sums on a CPU
     take in its own exp alone."""
-    if z.dtype != jnp.float32:
+    if not _has_cpu_exponential(z):
         return exp_shifted(z, m, temperature)
     return jax.lax.platform_dependent(
         z, m, temperature, cpu=exp_below_on_cpu, default=exp_shifted
@@ -193,8 +202,8 @@ def exp_below(z: Array, m: Array, temperature: Array | None) -> Array:
 @jax.custom_jvp
 def exp_about(z: Array, m: Array) -> Array:
     """exp_below for an m that need not be the maximum, without a temperature. On a CPU
-    it ends at exp(HIGHEST)."""
-    if z.dtype != jnp.float32:
+    it may end at exp(HIGHEST)."""
+    if not _has_cpu_exponential(z):
         return exp_shifted(z, m, None)
     return jax.lax.platform_dependent(
         z,

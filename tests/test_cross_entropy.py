@@ -159,6 +159,46 @@ def test_an_ignored_row_is_exactly_0_whatever_its_logits(logits, ignore_index):
     jax.tree.map(np.testing.assert_array_equal, gradients, pull(jnp.ones(ROWS)))
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_label_in_a_long_row(axis, z_loss, rng):
+    """On a CPU its entry of the gradient is written over that of the formula."""
+    labels = np.array([7, 8199, 0, -100, 8200, 3])
+    rows, counted = np.arange(6), [0, 1, 2, 5]
+    x = rng.normal(size=(6, 8200)).astype(np.float32)
+    x[rows[:3], labels[:3]] += 30
+    e = np.exp(np.float64(x))
+    others = np.sum(np.where(np.arange(8200) == labels[:, None], 0, e), 1)
+    total = np.sum(e, 1)
+    p = e / total[:, None]
+    of_lse = (2 * z_loss * np.log(total))[:, None] * p
+    expected = p.copy()
+    expected[counted, labels[counted]] = -(others / total)[counted]
+    expected += of_lse
+    expected[3], expected[4] = 0, np.nan
+
+    def gradient(x):
+        f = functools.partial(jaxsoft.cross_entropy, axis=axis, z_loss=z_loss)
+        return jax.grad(lambda x: jnp.sum(f(x, labels)))(x)
+
+    def oriented(v):
+        return np.asarray(v) if axis else np.asarray(v).T
+
+    x = jnp.asarray(oriented(x))
+    given = oriented(jax.jit(gradient)(x))
+    np.testing.assert_allclose(given, expected, rtol=2e-6)
+    if z_loss:
+        return
+    t = rng.normal(size=(6, 8200)).astype(np.float32)
+    curvature = p * (t - np.sum(p * t, 1, keepdims=True))
+    forward = jax.jit(lambda x, t: jax.jvp(gradient, (x,), (t,))[1])
+    reverse = jax.jit(lambda x, t: jax.vjp(gradient, x)[1](t)[0])
+    for along in (forward, reverse):
+        given = oriented(along(x, oriented(t)))
+        np.testing.assert_allclose(given[counted], curvature[counted], atol=1e-7)
+        np.testing.assert_array_equal(given[3], 0)
+
+
 def test_ignore_index_none_ignores_nothing(logits):
     loss, _ = loss_and_gradient(
         logits, jnp.array([0, 1, 2, 3, 4, -100]), ignore_index=None

@@ -96,3 +96,18 @@ def test_never_more_than_optax(case, shape, dtype, record_property):
         f"{given / logits.size:.2f} ({limit / logits.size:.2f} optax)",
     )
     assert given <= limit, f"{given} bytes, optax {limit}"
+
+
+@pytest.mark.parametrize("donated", [False, True])
+def test_a_gradient_of_long_rows(donated, record_property):
+    """Some numbers a row, of which the places of the labels are three; and where the
+    logits are donated, one for 16 of them, the lanes of the sum."""
+    logits = jax.ShapeDtypeStruct((64, 8192), jnp.float32)
+    labels = jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32)
+    gradient = jax.grad(lambda x, y: jnp.sum(jaxsoft.cross_entropy(x, y)))
+    program = jax.jit(gradient, donate_argnums=0 if donated else ())
+    memory = program.lower(logits, labels).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == (4 * logits.size if donated else 0)
+    numbers = memory.temp_size_in_bytes / 4
+    record_property("numbers per row", f"{numbers / 64:.1f}")
+    assert numbers <= 12 * 64 + donated * logits.size / 15
