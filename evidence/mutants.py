@@ -518,8 +518,8 @@ MUTANTS = [
     Mutant(
         "in a long row the label's entry is that of another row",
         "_row_terms",
-        "of_label, mode=",
-        "of_label[::-1], mode=",
+        "jnp.squeeze(of_label, axis),",
+        "jnp.squeeze(of_label, axis)[::-1],",
         "test_cross_entropy.py",
         "label_in_a_long_row",
     ),

@@ -188,7 +188,7 @@ def _cross_entropy(
     row_index = None
     if is_of(labels.dtype, jnp.integer):
         classes = class_count(logits.shape, axes)
-        labels = jnp.expand_dims(labels, axes)
+        labels = split_alike(jnp.expand_dims(labels, axes), logits)
         targets = row_labels("cross_entropy", labels, classes, ignore_index)
         row_index = jax.tree.map(lambda v: jnp.squeeze(v, axes), targets)
     else:

@@ -305,11 +305,23 @@ def _with_label_entry(dz, of_label, labels, axes):
 
     def written(dz, of_label, class_index):
         (axis,) = axes
-        places = list(jnp.ogrid[tuple(map(slice, dz.shape))])
+        rows = tuple(i for i in range(dz.ndim) if i != axis)
+        one_place_per_row = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(),
+            inserted_window_dims=(axis,),
+            scatter_dims_to_operand_dims=(axis,),
+            operand_batching_dims=rows,
+            scatter_indices_batching_dims=tuple(range(len(rows))),
+        )
         # In a row whose label is no class, all entries are 0, or all are NaN.
-        places[axis] = jnp.maximum(class_index, 0)
-        return dz.at[tuple(places)].set(
-            of_label, mode="promise_in_bounds", unique_indices=True
+        index = jnp.maximum(jnp.squeeze(class_index, axis), 0)
+        return jax.lax.scatter(
+            dz,
+            jnp.expand_dims(index, -1),
+            jnp.squeeze(of_label, axis),
+            one_place_per_row,
+            unique_indices=True,
+            mode="promise_in_bounds",
         )
 
     given = dz, of_label, labels.class_index
