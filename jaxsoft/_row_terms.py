@@ -52,8 +52,8 @@ from jaxsoft._per_row import RowLabels, RowTerms, times_loss
 
 # Of a loop that LLVM vectorizes however it looks.
 CLASSES_OF_A_LONG_LOOP = 32
-# In shorter ones the label's entry has less to win than the places of all labels, some
-# 12 bytes a row, are worth.
+# In shorter rows there is little to win, and the places of the labels take 15 bytes a
+# row.
 CLASSES_OF_A_LONG_ROW = 8192
 
 
@@ -300,10 +300,10 @@ def _with_label_entry(dz, of_label, labels, axes):
         1024 x 1000            1.1        1.0
     """
 
-    def compared(dz, of_label, class_index):
-        return jnp.where(_class_index(dz, axes) == class_index, of_label, dz)
+    def compared(dz, of_label, labels):
+        return jnp.where(_is_label(labels, dz, axes), of_label, dz)
 
-    def written(dz, of_label, class_index):
+    def written(dz, of_label, labels):
         (axis,) = axes
         rows = tuple(i for i in range(dz.ndim) if i != axis)
         one_place_per_row = jax.lax.ScatterDimensionNumbers(
@@ -314,7 +314,7 @@ def _with_label_entry(dz, of_label, labels, axes):
             scatter_indices_batching_dims=tuple(range(len(rows))),
         )
         # In a row whose label is no class, all entries are 0, or all are NaN.
-        index = jnp.maximum(jnp.squeeze(class_index, axis), 0)
+        index = jnp.maximum(jnp.squeeze(labels.class_index, axis), 0)
         return jax.lax.scatter(
             dz,
             jnp.expand_dims(index, -1),
@@ -324,7 +324,7 @@ def _with_label_entry(dz, of_label, labels, axes):
             mode="promise_in_bounds",
         )
 
-    given = dz, of_label, labels.class_index
+    given = dz, of_label, labels
     is_long = in_one_piece(dz, axes) and dz.shape[axes[0]] >= CLASSES_OF_A_LONG_ROW
     if not is_long or axes.mesh_names or split_by_type(dz, range(dz.ndim)):
         return compared(*given)

@@ -329,11 +329,8 @@ def test_the_mean_at_infinite_temperature():
     assert jaxsoft.logmeanexp(x, temperature=jnp.inf) == 2
     assert jaxsoft.logmeanexp(x, temperature=jnp.float32(3e38)) == 2
     assert jaxsoft.logmeanexp(x, where=x < 3, temperature=jnp.inf) == 1.5
-    for n in (1, 3, 7, 41):
+    for n in range(1, 60):
         assert jaxsoft.logmeanexp(jnp.full(n, 0.1)) == jnp.float32(0.1)
-    first_n = np.tri(59, dtype=bool)
-    means = jaxsoft.logmeanexp(jnp.full((59, 59), 0.1), axis=-1, where=first_n)
-    np.testing.assert_array_equal(means, jnp.float32(0.1))
 
 
 def test_a_row_that_lanes_do_not_divide():
