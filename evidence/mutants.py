@@ -123,6 +123,22 @@ MUTANTS = [
         "test_sharding.py",
         "eight_devices and shard_vocab",
     ),
+    Mutant(
+        "probabilities of whole rows stay whole beside logits that a type splits",
+        "_axes",
+        "    v = split_alike(v, like)\n    return v, split",
+        "    return v, split",
+        "test_sharding.py",
+        "eight_devices and types",
+    ),
+    Mutant(
+        "a type follows what the linear head slices",
+        "_axes",
+        "    if not split:\n        return f(*arguments)\n",
+        "    if True:\n        return f(*arguments)\n",
+        "test_sharding.py",
+        "eight_devices and types",
+    ),
     # Floats.
     Mutant(
         "half precision is summed in half precision",

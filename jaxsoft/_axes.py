@@ -6,7 +6,7 @@ a mesh all of it is the plain operation. `Axes.mesh_names` is for the inside of
 """
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
@@ -91,6 +91,12 @@ def split_alike(v: Array, like: Array) -> Array:
     return _resharded(v, spec, like) if any(spec) else v
 
 
+def split_together(v: Array, like: Array) -> tuple[Array, Array]:
+    """Both, v typed to be split as `like` is, or if only v is split, `like` as v."""
+    v = split_alike(v, like)
+    return v, split_alike(like, v)
+
+
 def spread_alike(v: Array, like: Array) -> Array:
     """v, and where a type splits `like`, v broadcast to its shape and split alike."""
     if not split_by_type(like, range(like.ndim)):
@@ -108,8 +114,30 @@ def entries_at(table: Array, index: Array) -> Array:
 
 
 def _resharded(v, spec, like):
+    return jax.sharding.reshard(v, _sharding(spec, like))
+
+
+def _sharding(spec, like):
     mesh, spec = jax.typeof(like).sharding.mesh, jax.sharding.PartitionSpec(*spec)
-    return jax.sharding.reshard(v, jax.sharding.NamedSharding(mesh, spec))
+    return jax.sharding.NamedSharding(mesh, spec)
+
+
+def without_types(
+    f: Callable[..., Any], arguments: tuple[Any, ...], batch: Array, ndim: int
+) -> Any:
+    """f of the arguments. Where the explicit axes of a mesh split one of them, they are
+    automatic within f, which may then slice and sort what no type could follow.
+
+    The results have ndim axes, the first ones of `batch`, and are split as these.
+    """
+    leaves = jax.tree.leaves((batch, arguments))
+    split = [v for v in leaves if split_by_type(v, range(jnp.ndim(v)))]
+    if not split:
+        return f(*arguments)
+    mesh = jax.typeof(split[0]).sharding.mesh
+    result = _sharding(jax.typeof(batch).sharding.spec[:ndim], split[0])
+    in_auto = jax.sharding.auto_axes(f, axes=mesh.explicit_axes, out_sharding=result)
+    return in_auto(*arguments)
 
 
 def class_count(shape: tuple[int, ...], axes: Axes) -> int:

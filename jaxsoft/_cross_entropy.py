@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._axes import Axes, class_count, split_alike, vary_alike
+from jaxsoft._axes import Axes, class_count, split_alike, split_together, vary_alike
 from jaxsoft._checks import (
     IGNORE_ROWS,
     Axis,
@@ -180,13 +180,16 @@ def _cross_entropy(
     ignore_index,
     reduction,
 ):
+    are_indices = is_of(labels.dtype, jnp.integer)
+    if not are_indices:
+        labels, logits = split_together(labels, logits)
     class_weight = local_weight(options["class_weight"], logits.shape, axes)
     options["class_weight"] = class_weight
     class_weight = _along_axes(class_weight, logits.shape, axes)
     if class_weight is not None:
         class_weight = split_alike(class_weight, logits)
     row_index = None
-    if is_of(labels.dtype, jnp.integer):
+    if are_indices:
         classes = class_count(logits.shape, axes)
         labels = split_alike(jnp.expand_dims(labels, axes), logits)
         targets = row_labels("cross_entropy", labels, classes, ignore_index)

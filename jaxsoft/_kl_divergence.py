@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import vary_alike
+from jaxsoft._axes import split_together, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -139,6 +139,7 @@ def kl_divergence(
 def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reduction):
     if accumulation_dtype(x.dtype) != accumulation_dtype(y.dtype):
         x, y = (v.astype(jnp.promote_types(x.dtype, y.dtype)) for v in (x, y))
+    y, x = split_together(y, x)
     temperature = per_row(temperature, x, axes)
     (x, y), temperature = vary_alike(axes, (x, y), temperature)
     kl = jnp.squeeze(_kl_divergence(x, y, where, temperature, axes), axes)

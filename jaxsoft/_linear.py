@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._axes import Axes, class_count, vary_alike
+from jaxsoft._axes import Axes, class_count, vary_alike, without_types
 from jaxsoft._checks import (
     IGNORE_ROWS,
     AxisName,
@@ -119,7 +119,8 @@ def linear_cross_entropy(
 
     Returns:
         One loss per token, of shape (*batch), or a scalar; float32 for half-precision
-        inputs. Logits and sums are float32 there, whatever the inputs.
+        inputs. Logits and sums are float32 there, whatever the inputs. On a mesh with
+        explicit axes, split as the batch axes of ``hidden``.
 
     Raises:
         TypeError: labels not integers, other arguments not real.
@@ -204,7 +205,14 @@ def linear_cross_entropy(
     jax.jit,
     static_argnames=("stream", "ignore_index", "reduction", "may_hold_gradient"),
 )
-def _linear_cross_entropy(
+def _linear_cross_entropy(hidden, head, labels, where, options, temperature, **static):
+    loss = functools.partial(_loss, **static)
+    arguments = hidden, head, labels, where, options, temperature
+    ndim = labels.ndim if static["reduction"] == "none" else 0
+    return without_types(loss, arguments, hidden, ndim)
+
+
+def _loss(
     hidden,
     head,
     labels,
@@ -329,6 +337,12 @@ def linear_log_probs(
 
 @functools.partial(jax.jit, static_argnames="stream")
 def _linear_log_probs(hidden, head, labels, temperature, *, stream):
+    log_probs = functools.partial(_log_probs, stream=stream)
+    arguments = hidden, head, labels, temperature
+    return without_types(log_probs, arguments, hidden, labels.ndim)
+
+
+def _log_probs(hidden, head, labels, temperature, *, stream):
     classes = head.weight.shape[stream.vocab_axis]
     axes = Axes((labels.ndim,), stream.mesh_names)
     count = class_count((*labels.shape, classes), axes)

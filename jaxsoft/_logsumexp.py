@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import row_sum, spread_alike, vary_alike
+from jaxsoft._axes import row_sum, split_together, spread_alike, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -235,6 +235,8 @@ def logmeanexp(
 
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims", "mean"))
 def _reduced(x, b, where, temperature, axes, keepdims, mean):
+    if b is not None:
+        b, x = split_together(b, x)
     temperature = per_row(temperature, x, axes)
     (x, b), temperature = vary_alike(axes, (x, b), temperature)
     results = _logsumexp(x, b, where, temperature, axes, mean)

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import row_sum
+from jaxsoft._axes import row_sum, spread_alike
 from jaxsoft._checks import (
     Axis,
     as_axes,
@@ -111,6 +111,7 @@ def softargmax(
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _softargmax_jit(x, positions, where, temperature, axes, keepdims):
     temperature = per_row(temperature, x, axes)
+    positions = None if positions is None else spread_alike(positions, x)
     a = _softargmax(x, positions, where, temperature, axes)
     return a if keepdims else jnp.squeeze(a, axes)
 

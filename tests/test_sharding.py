@@ -62,7 +62,7 @@ def finished(processes: list[subprocess.Popen]) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", ["axis_name", "shard_vocab", "collectives", "split_by_jit"]
+    "check", ["axis_name", "shard_vocab", "collectives", "split_by_jit", "types"]
 )
 def test_on_eight_devices(check: str) -> None:
     finished([started(8, check)])
@@ -434,12 +434,14 @@ def collectives(program):
 
 def large_data(mesh, tokens, vocab):
     arguments = data(MANY_TOKENS, MANY_CLASSES, MANY_FEATURES)
+    specs = {k: spec_of(k, v, tokens, vocab, sliced=True) for k, v in arguments.items()}
+    return placed(arguments, specs, mesh)
+
+
+def placed(arguments, specs, mesh):
     return {
-        name: jax.device_put(
-            value,
-            NamedSharding(mesh, spec_of(name, value, tokens, vocab, sliced=True)),
-        )
-        for name, value in arguments.items()
+        k: jax.device_put(v, NamedSharding(mesh, specs[k]))
+        for k, v in arguments.items()
     }
 
 
@@ -540,6 +542,42 @@ def check_rows_of_many_classes():
             assert_same(compiled(split), theirs, f"gradient on {mesh}")
         largest = max((size for _, size in collectives(compiled)), default=0)
         assert largest <= 1, collectives(compiled)
+
+
+def check_types():
+    """On explicit axes: the linear head, whose passes no type could follow, and two
+    arguments of which one is split and one is not."""
+    mesh = mesh_of(AxisType.Explicit, t=2, v=4)
+    function, arguments = CALLS["linear_cross_entropy"]
+    mean = functools.partial(LINEAR, reduction="mean")
+    few = of(["hidden", "vocab_weight", "labels"])
+    for name, f, given in [
+        ("linear_cross_entropy", function, arguments),
+        ("linear_log_probs", *CALLS["linear_log_probs"]),
+        ("mean of linear_cross_entropy", mean, few),
+    ]:
+        program = jax.jit(functools.partial(derivatives, f))
+        theirs = program(given)
+        for labels in (P("t"), P()):
+            split = {k: spec_of(k, v, "t", "v", sliced=True) for k, v in given.items()}
+            split["labels"] = labels
+            ours = program(placed(given, split, mesh))
+            assert_same(ours, theirs, f"{name}, labels {labels}", term=1)
+            rows = P() if f is mean else P("t")
+            assert {v.sharding.spec for v in jax.tree.leaves(ours[0])} == {rows}
+    partly_split = {
+        name: CALLS[name] for name in ("logsumexp", "kl_divergence", "cross_entropy, q")
+    }
+    positions = of([], x="x", positions="other")
+    partly_split["softargmax"] = jaxsoft.softargmax, positions
+    for name, (function, given) in partly_split.items():
+        program = jax.jit(functools.partial(derivatives, function, with_tangent=False))
+        theirs = program(given)
+        floats = [k for k, v in given.items() if v.ndim == 2 and v.dtype == np.float32]
+        for split in floats[: 1 if name == "softargmax" else 2]:
+            specs = {k: P("t", "v") if k == split else P() for k in given}
+            ours = program(placed(given, specs, mesh))
+            assert_same(ours, theirs, f"{name}, {split} alone is split")
 
 
 def assert_shards(ours, reference):
