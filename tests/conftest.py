@@ -1,8 +1,16 @@
-"""Strict JAX, seeded numbers, and the measured figures at the end of a run."""
+"""Strict JAX, seeded numbers, the cases of a short run, and the measured figures at the
+end of it.
 
+Without a path, pytest runs a part of all cases, in ten minutes on two cores: of every
+test the first case and a sixth of the others, and none that is marked slow. With
+`--left-out` it runs the rest; with a path, as in `pytest tests`, all that is there.
+"""
+
+import argparse
 import gc
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,8 +59,49 @@ def x64() -> Iterator[None]:
         yield
 
 
-def pytest_report_header() -> str:
-    return f"jax {jax.__version__}, jaxsoft in {Path(jaxsoft.__file__).parent}"
+LEFT_OUT = "--left-out"
+ONE_CASE_IN = 6
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        LEFT_OUT, action="store_true", help="run what a run without a path leaves out"
+    )
+    parser.addoption("--without-a-path", action="store_true", help=argparse.SUPPRESS)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A worker of xdist gets this option, and paths in any case.
+    if config.args_source == pytest.Config.ArgsSource.TESTPATHS:
+        config.option.without_a_path = True
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    if not config.option.without_a_path:
+        return
+    tests_seen: set[str] = set()
+    parts: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    for item in items:
+        test = item.nodeid.split("[")[0]
+        is_chosen = test not in tests_seen
+        # By name: the cases of a test are in the order of their parameters.
+        is_chosen |= zlib.crc32(item.nodeid.encode()) % ONE_CASE_IN == 0
+        tests_seen.add(test)
+        parts[is_chosen and item.get_closest_marker("slow") is None].append(item)
+    left_out = config.getoption(LEFT_OUT)
+    items[:] = parts[not left_out]
+    config.hook.pytest_deselected(items=parts[left_out])
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    header = [f"jax {jax.__version__}, jaxsoft in {Path(jaxsoft.__file__).parent}"]
+    if config.option.without_a_path:
+        left_out = config.getoption(LEFT_OUT)
+        what = "the cases left out of" if left_out else "a part of all cases, for"
+        header.append(f"{what} a short run; with {LEFT_OUT} the rest, with a path all")
+    return header
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -67,8 +67,18 @@ def code_blocks(path: pathlib.Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(.*)\n((?:.*\n)*?)^```$", path.read_text(), re.MULTILINE)
 
 
+SLOW_PAGES = ("linear_head", "many_devices")
+
+
 @in_a_checkout
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW_PAGES))
+        for path in PAGES
+    ],
+    ids=lambda path: path.stem,
+)
 def test_page(path):
     if "jax_num_cpu_devices" in path.read_text():
         run_page_in_new_process(path)

@@ -63,6 +63,7 @@ def test_flax_classifier():
     assert accuracy > 90
 
 
+@pytest.mark.slow
 def test_equinox_classifier():
     """Class weights bring back the rare classes: 20 points and more."""
     plain, weighted = percentages(run("equinox_classifier.py"))
@@ -75,6 +76,7 @@ def losses(text: str) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
+@pytest.mark.slow
 def test_language_model():
     """With the vocabulary on 8 devices the losses are those of one."""
     steps = ("--steps", "12")

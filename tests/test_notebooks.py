@@ -30,6 +30,7 @@ LARGEST_BYTES = 600_000
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
+@pytest.mark.slow  # the first of README's commands
 def test_notebook_executes(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

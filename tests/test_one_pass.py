@@ -253,6 +253,7 @@ def loss_of_first(x):
     return jaxsoft.cross_entropy(x, jnp.zeros(x.shape[:-1], jnp.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [log_of_sum, loss_of_first])
 def test_all_derivatives(f, rng):
     """Also in a scan that is differentiated twice, in which JAX drops rules."""

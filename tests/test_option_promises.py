@@ -72,6 +72,7 @@ def test_a_neutral_option_changes_no_bit(kind, case, traced):
     jax.tree.map(np.testing.assert_array_equal, given, without_options(kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 def test_a_neutral_option_changes_no_bit_of_the_mean(kind):
     """Operation by operation: XLA sums the rows of another program in another order."""

@@ -433,29 +433,33 @@ def options_of(call: Call) -> tuple[Any, ...]:
 
 THOROUGH = hypothesis.settings.get_current_profile_name() == "thorough"
 SWEEPS = {
-    "cross_entropy": 2000 if THOROUGH else 320,
+    "cross_entropy": 50,
     "kl_divergence": 24,
     "binary_cross_entropy": 32,
     "multilabel_cross_entropy": 12,
     "circle_loss": 24,
 }
+LONG_SWEEP = "cross_entropy", 2000 if THOROUGH else 320
 
 
-@pytest.mark.parametrize("function", SWEEPS)
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [*SWEEPS.items(), pytest.param(*LONG_SWEEP, marks=pytest.mark.slow)],
+)
 @pytest.mark.usefixtures("x64")
-def test_random_options_against_the_definition(function, record_property):
+def test_random_options_against_the_definition(function, calls, record_property):
     """Operation by operation: to compile as many programs takes minutes.
 
     `HYPOTHESIS_PROFILE=thorough` has more.
     """
     seen = set()
-    for seed in range(SWEEPS[function]):
+    for seed in range(calls):
         call = draw_call(function, seed)
         seen.add(options_of(call))
         with jax.disable_jit():
             check_call(call, jnp.float64, value_and_gradients)
-    assert len(seen) > 300 or function != "cross_entropy"
-    record_property("calls", f"{SWEEPS[function]}, {len(seen)} combinations")
+    assert len(seen) > 0.93 * calls or function != "cross_entropy"
+    record_property("calls", f"{calls}, {len(seen)} combinations")
 
 
 @pytest.mark.parametrize("function", SWEEPS)

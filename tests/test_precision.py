@@ -324,6 +324,7 @@ def test_the_mean_of_neighbours(scale, temperature, rng):
     np.testing.assert_allclose(gradient, np.float64(slope), rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_mean_at_infinite_temperature():
     x = jnp.array([1.0, 3.0, 2.0])
     assert jaxsoft.logmeanexp(x, temperature=jnp.inf) == 2

@@ -62,7 +62,14 @@ def finished(processes: list[subprocess.Popen]) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", ["axis_name", "shard_vocab", "collectives", "split_by_jit", "types"]
+    "check",
+    [
+        "axis_name",
+        "collectives",
+        pytest.param("shard_vocab", marks=pytest.mark.slow),
+        pytest.param("split_by_jit", marks=pytest.mark.slow),
+        pytest.param("types", marks=pytest.mark.slow),
+    ],
 )
 def test_on_eight_devices(check: str) -> None:
     finished([started(8, check)])
