@@ -92,7 +92,8 @@ def split_alike(v: Array, like: Array) -> Array:
 
 
 def split_together(v: Array, like: Array) -> tuple[Array, Array]:
-    """Both, v typed to be split as `like` is, or if only v is split, `like` as v."""
+    """Both, of one shape: v typed to be split as `like` is, or if only v is split,
+    `like` as v."""
     v = split_alike(v, like)
     return v, split_alike(like, v)
 

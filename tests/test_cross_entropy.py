@@ -98,6 +98,7 @@ def test_checkify_under_vmap_and_grad(logits):
     assert "got label 9" in error.get()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
 )
@@ -407,6 +408,7 @@ class TestAgainstOptax:
         chex.assert_trees_all_close(ours, theirs, rtol=4 * ROUNDINGS)
 
 
+@pytest.mark.slow
 def test_logits_that_are_constants_of_the_program(rng):
     """XLA computes more of it beforehand, and must not compute something else."""
     for shape in ((4, 7), (5, 40), (64, 1000)):

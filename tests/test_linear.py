@@ -302,6 +302,7 @@ def test_tokens_that_count(case: Case):
         assert_same(linear(*arguments), dense(*arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_tokens_are_skipped_under_vmap(reduction, rng):
     """By the element in which most count: one of the two runs on half of the rows."""
@@ -336,6 +337,7 @@ def test_a_sum_over_a_part_of_the_tokens(monkeypatch):
     check_against_logits(case.but(ignore_index=None), seeds=range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_chunk_does_not_matter():
     options = ("vocab_bias", "label_smoothing", "temperature")
@@ -434,6 +436,7 @@ SMALL_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_CASES)
 @pytest.mark.usefixtures("x64")
 def test_every_derivative(name):

@@ -462,7 +462,10 @@ def test_random_options_against_the_definition(function, calls, record_property)
     record_property("calls", f"{calls}, {len(seen)} combinations")
 
 
-@pytest.mark.parametrize("function", SWEEPS)
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param("cross_entropy", marks=pytest.mark.slow), *list(SWEEPS)[1:]],
+)
 def test_random_options_compiled_in_float32(function):
     """In all layouts, with all float options traced."""
 

@@ -75,6 +75,7 @@ def test_on_eight_devices(check: str) -> None:
     finished([started(8, check)])
 
 
+@pytest.mark.slow
 def test_over_two_processes() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
