@@ -131,8 +131,8 @@ def without_types(
 
     The results have ndim axes, the first ones of `batch`, and are split as these.
     """
-    leaves = jax.tree.leaves((batch, arguments))
-    split = [v for v in leaves if split_by_type(v, range(jnp.ndim(v)))]
+    leaves = jax.tree.leaves(arguments)
+    split = [v for v in leaves if split_by_type(v, range(v.ndim))]
     if not split:
         return f(*arguments)
     mesh = jax.typeof(split[0]).sharding.mesh
