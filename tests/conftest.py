@@ -2,7 +2,7 @@
 end of it.
 
 Without a path, pytest runs a part of all cases, in ten minutes on two cores: of every
-test the first case and a sixth of the others, and none that is marked slow. With
+test the first case and an eighth of the others, and none that is marked slow. With
 `--left-out` it runs the rest; with a path, as in `pytest tests`, all that is there.
 """
 
@@ -60,7 +60,7 @@ def x64() -> Iterator[None]:
 
 
 LEFT_OUT = "--left-out"
-ONE_CASE_IN = 6
+ONE_CASE_IN = 8
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

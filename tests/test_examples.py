@@ -57,6 +57,7 @@ def percentages(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"([\d.]+)%", text)]
 
 
+@pytest.mark.slow
 def test_flax_classifier():
     """As printed in the end, 98 %; here after a tenth of the steps."""
     (accuracy,) = percentages(run("flax_classifier.py", "--steps", "150"))
