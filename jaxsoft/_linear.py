@@ -294,6 +294,7 @@ def linear_log_probs(
     Returns:
         LogProbs(log_prob, logsumexp, entropy, top_label), each of shape (*batch):
         float32 for half-precision inputs, top_label int32 (the first of tied classes).
+        On a mesh with explicit axes, split as the batch axes of ``hidden``.
 
     Raises:
         TypeError, ValueError: as `linear_cross_entropy`.
