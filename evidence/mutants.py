@@ -76,7 +76,7 @@ MUTANTS = [
     ),
     Mutant(
         "derivatives overflow half precision",
-        "_saturation",
+        "_core/dtypes",
         "return within_range(t, dtype)",
         "return t",
         "test_stability.py",
@@ -85,7 +85,7 @@ MUTANTS = [
     # The classes on many devices.
     Mutant(
         "sums over the classes stay on their device",
-        "_axes",
+        "_core/mesh",
         "return jax.lax.psum(v, mesh_names) if mesh_names else v",
         "return v",
         "test_sharding.py",
@@ -93,7 +93,7 @@ MUTANTS = [
     ),
     Mutant(
         "labels are indices of the device",
-        "_axes",
+        "_core/mesh",
         "return jax.lax.axis_index(mesh_names) * classes_here if mesh_names else 0",
         "return 0",
         "test_sharding.py",
@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     Mutant(
         "every device counts its maximum as the maximum",
-        "_max_and_tail",
+        "_passes/max_and_tail",
         "tail + (holders - 1)",
         "tail",
         "test_sharding.py",
@@ -109,7 +109,7 @@ MUTANTS = [
     ),
     Mutant(
         "the gradient of hidden states is that of the device's classes",
-        "_linear_terms",
+        "_linear/recompute",
         "    dhidden = device_sum(dhidden, stream.mesh_names)  # in float32\n",
         "",
         "test_sharding.py",
@@ -125,7 +125,7 @@ MUTANTS = [
     ),
     Mutant(
         "probabilities of whole rows stay whole beside logits that a type splits",
-        "_axes",
+        "_core/mesh",
         "    v = split_alike(v, like)\n    return v, split",
         "    return v, split",
         "test_sharding.py",
@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     Mutant(
         "a type follows what the linear head slices",
-        "_axes",
+        "_core/mesh",
         "    if not split:\n        return f(*arguments)\n",
         "    if True:\n        return f(*arguments)\n",
         "test_sharding.py",
@@ -142,7 +142,7 @@ MUTANTS = [
     # Floats.
     Mutant(
         "half precision is summed in half precision",
-        "_numerics",
+        "_core/numerics",
         "return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)",
         "return dtype",
         "test_precision.py",
@@ -150,7 +150,7 @@ MUTANTS = [
     ),
     Mutant(
         "a negative temperature is still the maximum",
-        "_numerics",
+        "_core/numerics",
         "z = z * jnp.where(temperature < 0, -1, 1).astype(z.dtype)",
         "z = z * jnp.where(temperature < 0, 1, 1).astype(z.dtype)",
         "test_facts.py",
@@ -158,7 +158,7 @@ MUTANTS = [
     ),
     Mutant(
         "masked classes count",
-        "_numerics",
+        "_core/numerics",
         "return z if where is None else jnp.where(where, z, bottom)",
         "return z",
         "test_facts.py",
@@ -166,7 +166,7 @@ MUTANTS = [
     ),
     Mutant(
         "a masked NaN meets the derivative of the cap",
-        "_numerics",
+        "_core/numerics",
         "z = capped(z if where is None else jnp.where(where, z, 0), softcap)",
         "z = capped(z, softcap)",
         "test_laws.py",
@@ -174,7 +174,7 @@ MUTANTS = [
     ),
     Mutant(
         "a probability keeps the rounding of the subtraction",
-        "_numerics",
+        "_core/numerics",
         "return exp_of_sum(d, _rounding_of_shifted(z, m, d, temperature))",
         "return jnp.exp(d)",
         "test_precision.py",
@@ -182,7 +182,7 @@ MUTANTS = [
     ),
     Mutant(
         "x - logsumexp(x) in place of the split (m, s)",
-        "_numerics",
+        "_core/numerics",
         "return exp_shifted(z, m, temperature) * (1 / (1 + s))",
         "return jnp.exp(shifted(z, m + jnp.log1p(s), temperature))",
         "test_precision.py",
@@ -190,7 +190,7 @@ MUTANTS = [
     ),
     Mutant(
         "1/0 at temperature 0",
-        "_numerics",
+        "_core/numerics",
         "return jnp.where(hard, 0, _inverse(jnp.where(hard, 1, jnp.abs(temperature))))",
         "return 1 / jnp.abs(temperature)",
         "test_stability.py",
@@ -198,7 +198,7 @@ MUTANTS = [
     ),
     Mutant(
         "the cotangent of softcap is dropped",
-        "_numerics",
+        "_core/numerics",
         "return capped(z, c), sech2 * z_dot + slope * c_dot",
         "return capped(z, c), sech2 * z_dot",
         "test_laws.py",
@@ -206,7 +206,7 @@ MUTANTS = [
     ),
     Mutant(
         "log(1 + x) in place of log1p(x)",
-        "_numerics",
+        "_core/numerics",
         "return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))",
         "return jnp.maximum(z, 0) + jnp.log(1 + jnp.exp(-jnp.abs(z)))",
         "test_binary.py",
@@ -215,7 +215,7 @@ MUTANTS = [
     # The maximum and the tail.
     Mutant(
         "the tail has the maximum's 1",
-        "_max_and_tail",
+        "_passes/max_and_tail",
         "(total(jnp.where(at_maximum, weights, 0)) - 1)",
         "total(jnp.where(at_maximum, weights, 0))",
         "test_facts.py",
@@ -223,7 +223,7 @@ MUTANTS = [
     ),
     Mutant(
         "no lane leaves its maximum out",
-        "_max_and_tail",
+        "_passes/max_and_tail",
         "near = jnp.where(number == holder, _without_maximum(near), near)",
         "near = 1 * near",
         "test_lanes.py",
@@ -231,7 +231,7 @@ MUTANTS = [
     ),
     Mutant(
         "every lane that ties leaves its maximum out",
-        "_max_and_tail",
+        "_passes/max_and_tail",
         "near = jnp.where(number == holder, _without_maximum(near), near)",
         "near = jnp.where(near < 1, near, _without_maximum(near))",
         "test_lanes.py",
@@ -239,7 +239,7 @@ MUTANTS = [
     ),
     Mutant(
         "the maximum is the same bits in both passes over a row",
-        "_max_and_tail",
+        "_passes/max_and_tail",
         "near = e > NEAR",
         "near = e == 1",
         "test_lanes.py",
@@ -247,7 +247,7 @@ MUTANTS = [
     ),
     Mutant(
         "masked classes come back in the second pass",
-        "_max_and_tail",
+        "_passes/max_and_tail",
         "bottom = jnp.minimum(m, -math.inf)",
         "bottom = m",
         "test_lanes.py",
@@ -255,7 +255,7 @@ MUTANTS = [
     ),
     Mutant(
         "a NaN that the maximum of a long row ignores is ignored",
-        "_max_and_tail",
+        "_passes/max_and_tail",
         "return jnp.where(jnp.isnan(s), s, m), s",
         "return m, s",
         "test_one_pass.py",
@@ -264,7 +264,7 @@ MUTANTS = [
     # Splits about another class than the maximum.
     Mutant(
         "no maximum is too far above the label",
-        "_one_pass",
+        "_passes/one_pass",
         "far = s > LARGEST_SUM",
         "far = s > jnp.inf",
         "test_one_pass.py",
@@ -272,7 +272,7 @@ MUTANTS = [
     ),
     Mutant(
         "a logsumexp near 0 need not be exact",
-        "_one_pass",
+        "_passes/one_pass",
         "return 2 * jnp.abs(m + log_sum) < jnp.maximum(log_sum, 1)",
         "return jnp.abs(m + log_sum) < 0",
         "test_one_pass.py",
@@ -280,7 +280,7 @@ MUTANTS = [
     ),
     Mutant(
         "the label's own term is in its tail",
-        "_one_pass",
+        "_passes/one_pass",
         "jnp.where(is_left_out, omitted, e)",
         "jnp.where(is_left_out, e, e)",
         "test_one_pass.py",
@@ -288,7 +288,7 @@ MUTANTS = [
     ),
     Mutant(
         "what is left out has no derivative",
-        "_one_pass",
+        "_passes/one_pass",
         "omitted = e - jax.lax.stop_gradient(e)",
         "omitted = 0 * e",
         "test_one_pass.py",
@@ -296,7 +296,7 @@ MUTANTS = [
     ),
     Mutant(
         "nothing lies above the label",
-        "_numerics",
+        "_core/numerics",
         "cpu=functools.partial(exp_of_difference_on_cpu, highest=HIGHEST)",
         "cpu=exp_of_difference_on_cpu",
         "test_one_pass.py",
@@ -304,7 +304,7 @@ MUTANTS = [
     ),
     Mutant(
         "the last lanes count what they share twice",
-        "_lanes",
+        "_core/lanes",
         "return jnp.where(lane < lanes.seen, otherwise, v)",
         "return v",
         "test_precision.py",
@@ -312,7 +312,7 @@ MUTANTS = [
     ),
     Mutant(
         "the exponential of a sum forgets one of its terms",
-        "_exp",
+        "_core/exp",
         "f = f + jnp.where(vanishes, 0, r)",
         "f = f",
         "test_precision.py",
@@ -320,7 +320,7 @@ MUTANTS = [
     ),
     Mutant(
         "the exponential of a difference forgets the second half of its maximum",
-        "_exp",
+        "_core/exp",
         "- (n * np.float32(LOG_2[1]) + low)",
         "- n * np.float32(LOG_2[1])",
         "test_precision.py",
@@ -328,7 +328,7 @@ MUTANTS = [
     ),
     Mutant(
         "the exponential of a difference subtracts a large maximum in halves",
-        "_exp",
+        "_core/exp",
         "first = jnp.where(jnp.abs(m) <= LARGE, 0,",
         "first = jnp.where(jnp.abs(m) <= 1e6, 0,",
         "test_precision.py",
@@ -336,7 +336,7 @@ MUTANTS = [
     ),
     Mutant(
         "sums of choices stay on their device",
-        "_cpu_sums",
+        "_passes/cpu_sums",
         "return device_sum(total, axes.mesh_names)",
         "return total",
         "test_sharding.py",
@@ -345,7 +345,7 @@ MUTANTS = [
     # What every loss does with one number per row.
     Mutant(
         "checkify finds no check of the labels",
-        "_checkify",
+        "_losses/checkify",
         "check(*arrays)\n        return arrays",
         "return arrays",
         "test_cross_entropy.py",
@@ -353,7 +353,7 @@ MUTANTS = [
     ),
     Mutant(
         "label -1 is a class",
-        "_per_row",
+        "_losses/per_row",
         "is_class = ~ignored & (labels >= 0) & (labels < classes)",
         "is_class = ~ignored & (labels < classes)",
         "test_cross_entropy.py",
@@ -361,7 +361,7 @@ MUTANTS = [
     ),
     Mutant(
         "a label beyond the last class is one",
-        "_per_row",
+        "_losses/per_row",
         "is_class = ~ignored & (labels >= 0) & (labels < classes)",
         "is_class = ~ignored & (labels >= 0) & (labels <= classes)",
         "test_cross_entropy.py",
@@ -369,7 +369,7 @@ MUTANTS = [
     ),
     Mutant(
         "ignored rows have a weight in the mean",
-        "_per_row",
+        "_losses/per_row",
         "return weight if labels is None else jnp.where(labels.counted, weight, 0)",
         "return weight",
         "test_facts.py",
@@ -377,7 +377,7 @@ MUTANTS = [
     ),
     Mutant(
         "a mean divides by the number of rows",
-        "_per_row",
+        "_losses/per_row",
         "mean_loss(total, jnp.sum(weight))",
         "mean_loss(total, jnp.asarray(loss.size, loss.dtype))",
         "test_facts.py",
@@ -385,7 +385,7 @@ MUTANTS = [
     ),
     Mutant(
         "the mean of nothing is 0/0",
-        "_per_row",
+        "_losses/per_row",
         "return jnp.where(empty, 0, total / jnp.where(empty, 1, total_weight))",
         "return total / total_weight",
         "test_facts.py",
@@ -393,7 +393,7 @@ MUTANTS = [
     ),
     Mutant(
         "smoothing is spread over masked classes too",
-        "_per_row",
+        "_losses/per_row",
         "included = jnp.broadcast_to(where, over_classes)",
         "included = jnp.ones(over_classes, bool)",
         "test_laws.py",
@@ -401,7 +401,7 @@ MUTANTS = [
     ),
     Mutant(
         "smoothing leaves the label its whole weight",
-        "_per_row",
+        "_losses/per_row",
         "loss = times_loss(1 - eps, loss) + times_loss(share, terms.spread)",
         "loss = loss + times_loss(share, terms.spread)",
         "test_facts.py",
@@ -409,7 +409,7 @@ MUTANTS = [
     ),
     Mutant(
         "z_loss is multiplied by the class weight",
-        "_per_row",
+        "_losses/per_row",
         "loss = loss + times_loss(options.z_loss, square)",
         "w = options.label_weight\n"
         "        w = 1 if w is None else w\n"
@@ -419,7 +419,7 @@ MUTANTS = [
     ),
     Mutant(
         "a weight 0 times a loss +inf is NaN",
-        "_per_row",
+        "_losses/per_row",
         "return weight * jnp.where((weight == 0) & jnp.isinf(loss), 0, loss)",
         "return weight * loss",
         "test_cross_entropy.py",
@@ -493,7 +493,7 @@ MUTANTS = [
     # Losses of given logits.
     Mutant(
         "p - 1 at the label",
-        "_row_terms",
+        "_losses/row_terms",
         "return -g * (s + (1 - e))",
         "return g * (e - (1 + s))",
         "test_facts.py",
@@ -501,7 +501,7 @@ MUTANTS = [
     ),
     Mutant(
         "an invalid label has a gradient that is a number",
-        "_row_terms",
+        "_losses/row_terms",
         "return jnp.where(labels.counted, g, 0) * jnp.where(labels.valid, 1, jnp.nan)",
         "return jnp.where(labels.counted, g, 0)",
         "test_cross_entropy.py",
@@ -509,7 +509,7 @@ MUTANTS = [
     ),
     Mutant(
         "the NaN of an ignored row leaks",
-        "_row_terms",
+        "_losses/row_terms",
         "return targets.counted if where is None else where & targets.counted",
         "return where",
         "test_cross_entropy.py",
@@ -517,7 +517,7 @@ MUTANTS = [
     ),
     Mutant(
         "the cotangent of z_loss is dropped",
-        "_row_terms",
+        "_losses/row_terms",
         "h = jnp.where(jnp.isneginf(m), 0, h) if with_lse else h",
         "h = 0 * h if with_lse else h",
         "test_laws.py",
@@ -525,7 +525,7 @@ MUTANTS = [
     ),
     Mutant(
         "in a long row the label's entry has no z_loss",
-        "_row_terms",
+        "_losses/row_terms",
         "dz_of_label = dz_of_label + per_sum * h * e_of_label",
         "dz_of_label = 1 * dz_of_label",
         "test_cross_entropy.py",
@@ -533,7 +533,7 @@ MUTANTS = [
     ),
     Mutant(
         "in a long row the label's entry is that of another row",
-        "_row_terms",
+        "_losses/row_terms",
         "jnp.squeeze(of_label, axis),",
         "jnp.squeeze(of_label, axis)[::-1],",
         "test_cross_entropy.py",
@@ -541,7 +541,7 @@ MUTANTS = [
     ),
     Mutant(
         "label probabilities are not weighted",
-        "_row_terms",
+        "_losses/row_terms",
         "return q * targets.class_weight.astype(z.dtype)",
         "return q",
         "test_peers.py",
@@ -549,7 +549,7 @@ MUTANTS = [
     ),
     Mutant(
         "flat class indices run along the axes in reverse",
-        "_row_terms",
+        "_losses/row_terms",
         "for axis in reversed(axes):",
         "for axis in axes:",
         "test_facts.py",
@@ -557,7 +557,7 @@ MUTANTS = [
     ),
     Mutant(
         "smoothing forgets the class weights",
-        "_cross_entropy",
+        "_losses/cross_entropy",
         "        if class_weight is None:\n            spread_weight",
         "        if True:\n            spread_weight",
         "test_peers.py",
@@ -565,7 +565,7 @@ MUTANTS = [
     ),
     Mutant(
         "class weights of several axes lie in another order",
-        "_cross_entropy",
+        "_losses/cross_entropy",
         "sorted(range(len(axes)), key=axes.__getitem__)",
         "range(len(axes))",
         "test_cross_entropy.py",
@@ -573,7 +573,7 @@ MUTANTS = [
     ),
     Mutant(
         "the divergence teaches the teacher the wrong way",
-        "_kl_divergence",
+        "_losses/kl_divergence",
         "in_z = -p * v",
         "in_z = p * v",
         "test_laws.py",
@@ -581,7 +581,7 @@ MUTANTS = [
     ),
     Mutant(
         "a small divergence loses the roundings of its logits",
-        "_kl_divergence",
+        "_losses/kl_divergence",
         "delta = (b - jnp.where(p == 0, 0, d)) + (rounding_of_b - rounding_of_d)",
         "delta = b - jnp.where(p == 0, 0, d)",
         "test_kl_divergence.py",
@@ -589,7 +589,7 @@ MUTANTS = [
     ),
     Mutant(
         "binary smoothing moves the labels by eps, not eps/2",
-        "_binary",
+        "_losses/binary",
         "y = (1 - label_smoothing) * y + label_smoothing / 2",
         "y = (1 - label_smoothing) * y + label_smoothing",
         "test_laws.py",
@@ -597,7 +597,7 @@ MUTANTS = [
     ),
     Mutant(
         "the threshold class of the multi-label loss is forgotten",
-        "_binary",
+        "_losses/binary",
         "s + jnp.exp(-jnp.where(above, m, 0)),",
         "s,",
         "test_laws.py",
@@ -605,7 +605,7 @@ MUTANTS = [
     ),
     Mutant(
         "the margin of the circle loss has the wrong sign",
-        "_binary",
+        "_losses/binary",
         "scale * _times(a_n, s_n - margin)",
         "scale * _times(a_n, s_n + margin)",
         "test_facts.py",
@@ -613,7 +613,7 @@ MUTANTS = [
     ),
     Mutant(
         "a masked NaN of the circle loss leaks",
-        "_binary",
+        "_losses/binary",
         "s_n = jnp.where(counts_n & jnp.any(counts_p, -1, keepdims=True), s_n, 0)",
         "s_n = 1 * s_n",
         "test_binary.py",
@@ -622,7 +622,7 @@ MUTANTS = [
     # The linear head.
     Mutant(
         "under vmap the pass has room for the element in which the fewest count",
-        "_batching",
+        "_core/batching",
         "return largest_of_batch(jnp.max(v, 0)), False",
         "return largest_of_batch(jnp.min(v, 0)), False",
         "test_linear.py",
@@ -630,7 +630,7 @@ MUTANTS = [
     ),
     Mutant(
         "the last chunk counts classes again",
-        "_linear_chunks",
+        "_linear/chunks",
         "fresh = None if size % chunk == 0 else classes >= position * chunk",
         "fresh = None",
         "test_linear.py",
@@ -638,7 +638,7 @@ MUTANTS = [
     ),
     Mutant(
         "a chunk's maximum is lost where chunks meet",
-        "_linear_terms",
+        "_linear/recompute",
         "jnp.where(a.m >= b.m, a.s + to_b * (1 + b.s), b.s + to_a * (1 + a.s))",
         "jnp.where(a.m >= b.m, a.s + to_b * b.s, b.s + to_a * (1 + a.s))",
         "test_linear.py",
@@ -646,7 +646,7 @@ MUTANTS = [
     ),
     Mutant(
         "the cotangent of the second output is dropped",
-        "_linear_terms",
+        "_linear/recompute",
         "        dz = dz + h * e\n",
         "        dz = 1 * dz\n",
         "test_linear.py",
@@ -654,7 +654,7 @@ MUTANTS = [
     ),
     Mutant(
         "products are summed in bfloat16",
-        "_linear_chunks",
+        "_linear/chunks",
         "dimensions, preferred_element_type=dtype\n    )",
         "dimensions\n    ).astype(dtype)",
         "test_linear_memory.py",
@@ -662,7 +662,7 @@ MUTANTS = [
     ),
     Mutant(
         "a label counts in both chunks that have it",
-        "_linear_chunks",
+        "_linear/chunks",
         "found = found & chunk.fresh[0, index]",
         "found = found & True",
         "test_linear.py",
@@ -670,7 +670,7 @@ MUTANTS = [
     ),
     Mutant(
         "fewer rows are taken than tokens count",
-        "_linear_chunks",
+        "_linear/chunks",
         "enough = jnp.sum(jnp.sum(counted) > jnp.array(sizes))",
         "enough = jnp.sum(jnp.sum(counted) > 2 * jnp.array(sizes))",
         "test_linear.py",
@@ -678,7 +678,7 @@ MUTANTS = [
     ),
     Mutant(
         "of tied classes the last is the top label",
-        "_linear_terms",
+        "_linear/recompute",
         "top_label = jnp.where(b.m > a.m, b.top_label, top_label)",
         "top_label = jnp.where(b.m >= a.m, b.top_label, top_label)",
         "test_linear.py",
@@ -686,7 +686,7 @@ MUTANTS = [
     ),
     Mutant(
         "the last chunk of tokens counts tokens again",
-        "_linear_scalar",
+        "_linear/accumulate",
         "labels.counted & fresh,",
         "labels.counted,",
         "test_linear.py",
@@ -694,7 +694,7 @@ MUTANTS = [
     ),
     Mutant(
         "a summed loss ignores its cotangent",
-        "_linear_scalar",
+        "_linear/accumulate",
         "dhidden = (g * dhidden.astype(g.dtype)).astype(hidden.dtype)",
         "dhidden = dhidden.astype(hidden.dtype)",
         "test_linear.py",
@@ -702,7 +702,7 @@ MUTANTS = [
     ),
     Mutant(
         "the NaN of an ignored token leaks into the head",
-        "_linear",
+        "_linear/api",
         "hidden = jnp.where(tokens.labels.counted[:, None], hidden, 0)",
         "hidden = 1 * hidden",
         "test_linear.py",
@@ -710,7 +710,7 @@ MUTANTS = [
     ),
     Mutant(
         "the mean of a summed loss divides by the tokens",
-        "_linear",
+        "_linear/api",
         'return total if reduction == "sum" else mean_loss(total, jnp.sum(weight))',
         'return total if reduction == "sum" else total / len(hidden)',
         "test_linear.py",
@@ -719,7 +719,7 @@ MUTANTS = [
     # Soft forms of hard functions.
     Mutant(
         "half precision derivatives of the soft forms overflow",
-        "_elementwise",
+        "_smooth/partials",
         "return converted(core(*(converted(a, wide) for a in arrays), temperature),"
         " dtype)",
         "return core(*(converted(a, wide) for a in arrays), temperature).astype(dtype)",
@@ -728,7 +728,7 @@ MUTANTS = [
     ),
     Mutant(
         "the weight of y is 1 - w",
-        "_pair",
+        "_smooth/pair",
         "    lambda x, y, tau: weight(y, x, tau),\n",
         "    lambda x, y, tau: 1 - weight(x, y, tau),\n",
         "test_smooth.py",
@@ -736,7 +736,7 @@ MUTANTS = [
     ),
     Mutant(
         "the second derivative of the soft step has the wrong sign",
-        "_pair",
+        "_smooth/pair",
         "return slope(x, y, tau) * (weight(y, x, tau) - weight(x, y, tau))",
         "return slope(x, y, tau) * (weight(x, y, tau) - weight(y, x, tau))",
         "test_smooth.py",
@@ -744,7 +744,7 @@ MUTANTS = [
     ),
     Mutant(
         "the slope of the soft sign is that of the soft step",
-        "_smooth",
+        "_smooth/elementwise",
         "return 4 * _pair.slope(x, -x, temperature)",
         "return 2 * _pair.slope(x, -x, temperature)",
         "test_smooth.py",
@@ -752,7 +752,7 @@ MUTANTS = [
     ),
     Mutant(
         "the soft minimum is the maximum at minus the temperature",
-        "_smooth",
+        "_smooth/elementwise",
         "return -_pair.maximum(-x, -y, temperature)",
         "t = jnp.ones((), x.dtype) if temperature is None else temperature\n"
         "    return _pair.maximum(x, y, -t)",
@@ -761,7 +761,7 @@ MUTANTS = [
     ),
     Mutant(
         "the slope of the soft clip is a + b - 1",
-        "_smooth_clip",
+        "_smooth/clip",
         "return above_lower * below_upper * -jnp.expm1(-_pair.gap(upper, lower, t))",
         "return above_lower + below_upper - 1",
         "test_smooth.py",
@@ -769,7 +769,7 @@ MUTANTS = [
     ),
     Mutant(
         "crossed bounds stay crossed",
-        "_smooth_clip",
+        "_smooth/clip",
         "    lower = jnp.where(lower > upper, upper, lower)\n",
         "",
         "test_smooth.py",
@@ -777,7 +777,7 @@ MUTANTS = [
     ),
     Mutant(
         "the soft minimum is that of minus the numbers",
-        "_smooth_max",
+        "_smooth/max",
         "return -_logsumexp(-x, axes, where, tau, keepdims)",
         "return _logsumexp(-x, axes, where, tau, keepdims)",
         "test_smooth_max.py",
@@ -785,7 +785,7 @@ MUTANTS = [
     ),
     Mutant(
         "a softer Boltzmann maximum is larger",
-        "_smooth_max",
+        "_smooth/max",
         "dtemperature = -g * sum_of_choices(p * above_mean**2, axes)",
         "dtemperature = g * sum_of_choices(p * above_mean**2, axes)",
         "test_smooth_max.py",
@@ -793,7 +793,7 @@ MUTANTS = [
     ),
     Mutant(
         "the soft argmax counts along the axes in reverse",
-        "_softargmax",
+        "_smooth/softargmax",
         "for axis in reversed(axes):",
         "for axis in axes:",
         "test_smooth_max.py",
@@ -801,7 +801,7 @@ MUTANTS = [
     ),
     Mutant(
         "a sure soft argmax subtracts numbers that are nearly equal",
-        "_softargmax",
+        "_smooth/softargmax",
         "c = sum_of_choices(jnp.where(p > 0.5, a, 0), axes)",
         "c = sum_of_choices(0 * a, axes)",
         "test_smooth_max.py",
@@ -809,7 +809,7 @@ MUTANTS = [
     ),
     Mutant(
         "straight_through has the value of soft",
-        "_straight_through",
+        "_smooth/straight_through",
         "return run_hard(*hard_arrays)",
         "return run_soft(*soft_arrays)",
         "test_straight_through.py",

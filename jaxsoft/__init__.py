@@ -6,32 +6,32 @@ differentiated in both modes, to any order.
 """
 
 from jaxsoft._autodiff import with_jvp as with_jvp
-from jaxsoft._binary import binary_cross_entropy as binary_cross_entropy
-from jaxsoft._binary import circle_loss as circle_loss
-from jaxsoft._binary import multilabel_cross_entropy as multilabel_cross_entropy
-from jaxsoft._cross_entropy import cross_entropy as cross_entropy
-from jaxsoft._kl_divergence import kl_divergence as kl_divergence
-from jaxsoft._linear import LogProbs as LogProbs
-from jaxsoft._linear import linear_cross_entropy as linear_cross_entropy
-from jaxsoft._linear import linear_log_probs as linear_log_probs
+from jaxsoft._linear.api import LogProbs as LogProbs
+from jaxsoft._linear.api import linear_cross_entropy as linear_cross_entropy
+from jaxsoft._linear.api import linear_log_probs as linear_log_probs
 from jaxsoft._logsumexp import logmeanexp as logmeanexp
 from jaxsoft._logsumexp import logsumexp as logsumexp
+from jaxsoft._losses.binary import binary_cross_entropy as binary_cross_entropy
+from jaxsoft._losses.binary import circle_loss as circle_loss
+from jaxsoft._losses.binary import multilabel_cross_entropy as multilabel_cross_entropy
+from jaxsoft._losses.cross_entropy import cross_entropy as cross_entropy
+from jaxsoft._losses.kl_divergence import kl_divergence as kl_divergence
 from jaxsoft._sharding import shard_vocab as shard_vocab
-from jaxsoft._smooth import smooth_abs as smooth_abs
-from jaxsoft._smooth import smooth_maximum as smooth_maximum
-from jaxsoft._smooth import smooth_minimum as smooth_minimum
-from jaxsoft._smooth import smooth_sign as smooth_sign
-from jaxsoft._smooth import smooth_step as smooth_step
-from jaxsoft._smooth import softplus as softplus
-from jaxsoft._smooth_clip import smooth_clip as smooth_clip
-from jaxsoft._smooth_max import boltzmann_max as boltzmann_max
-from jaxsoft._smooth_max import smooth_max as smooth_max
-from jaxsoft._smooth_max import smooth_min as smooth_min
-from jaxsoft._softargmax import softargmax as softargmax
+from jaxsoft._smooth.clip import smooth_clip as smooth_clip
+from jaxsoft._smooth.elementwise import smooth_abs as smooth_abs
+from jaxsoft._smooth.elementwise import smooth_maximum as smooth_maximum
+from jaxsoft._smooth.elementwise import smooth_minimum as smooth_minimum
+from jaxsoft._smooth.elementwise import smooth_sign as smooth_sign
+from jaxsoft._smooth.elementwise import smooth_step as smooth_step
+from jaxsoft._smooth.elementwise import softplus as softplus
+from jaxsoft._smooth.max import boltzmann_max as boltzmann_max
+from jaxsoft._smooth.max import smooth_max as smooth_max
+from jaxsoft._smooth.max import smooth_min as smooth_min
+from jaxsoft._smooth.softargmax import softargmax as softargmax
+from jaxsoft._smooth.straight_through import straight_through as straight_through
 from jaxsoft._softmax import entropy as entropy
 from jaxsoft._softmax import log_softmax as log_softmax
 from jaxsoft._softmax import softmax as softmax
-from jaxsoft._straight_through import straight_through as straight_through
 
 __version__ = "0.1.0"
 

@@ -16,7 +16,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import row_sum, split_together, spread_alike, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -29,8 +28,8 @@ from jaxsoft._checks import (
     is_of,
     reject_options,
 )
-from jaxsoft._max_and_tail import max_and_tail
-from jaxsoft._numerics import (
+from jaxsoft._core.mesh import row_sum, split_together, spread_alike, vary_alike
+from jaxsoft._core.numerics import (
     counted_logits,
     exp_shifted,
     is_hard,
@@ -38,7 +37,8 @@ from jaxsoft._numerics import (
     shifted,
     weighted_exp,
 )
-from jaxsoft._one_pass import sample_and_tail
+from jaxsoft._passes.max_and_tail import max_and_tail
+from jaxsoft._passes.one_pass import sample_and_tail
 
 
 @overload

@@ -18,7 +18,6 @@ import numpy as np
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxsoft._axes import Axes, names_of, varying
 from jaxsoft._checks import (
     AxisName,
     as_array,
@@ -26,11 +25,12 @@ from jaxsoft._checks import (
     as_sample_weight,
     is_of,
 )
-from jaxsoft._cross_entropy import cross_entropy
-from jaxsoft._kl_divergence import kl_divergence
-from jaxsoft._linear import linear_cross_entropy, linear_log_probs
+from jaxsoft._core.mesh import Axes, names_of, varying
+from jaxsoft._linear.api import linear_cross_entropy, linear_log_probs
 from jaxsoft._logsumexp import logmeanexp, logsumexp
-from jaxsoft._per_row import mean_loss, row_labels, row_options, row_weight
+from jaxsoft._losses.cross_entropy import cross_entropy
+from jaxsoft._losses.kl_divergence import kl_divergence
+from jaxsoft._losses.per_row import mean_loss, row_labels, row_options, row_weight
 from jaxsoft._softmax import entropy, log_softmax, softmax
 
 P = ParamSpec("P")

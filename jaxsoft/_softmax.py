@@ -13,7 +13,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import row_max, row_sum, split_by_type, spread_alike, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -25,10 +24,10 @@ from jaxsoft._checks import (
     is_of,
     reject_options,
 )
-from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._lanes import apart
-from jaxsoft._max_and_tail import max_and_tail
-from jaxsoft._numerics import (
+from jaxsoft._core.dtypes import widened
+from jaxsoft._core.lanes import apart
+from jaxsoft._core.mesh import row_max, row_sum, split_by_type, spread_alike, vary_alike
+from jaxsoft._core.numerics import (
     accumulation_dtype,
     counted_logits,
     exact_at_maximum,
@@ -44,8 +43,9 @@ from jaxsoft._numerics import (
     times_log,
     with_value,
 )
-from jaxsoft._one_pass import sample_and_tail
-from jaxsoft._saturation import widened
+from jaxsoft._passes.cpu_sums import sum_of_choices
+from jaxsoft._passes.max_and_tail import max_and_tail
+from jaxsoft._passes.one_pass import sample_and_tail
 
 # A row of more outgrows the cache. Measured on two cores, in ms, one kernel beside the
 # two of a split: 79 and 86 for 4096 rows of 8192 classes, 94 and 88 for 256 of 131072.

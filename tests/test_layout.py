@@ -1,6 +1,7 @@
 """The shape of the package: who imports whom, what is public, what a docstring has."""
 
 import ast
+import graphlib
 import inspect
 import pathlib
 import re
@@ -12,76 +13,70 @@ import pytest
 import jaxsoft
 
 PACKAGE = pathlib.Path(jaxsoft.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("_*.py") if path.stem != "__init__")
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+)
 
-# A module imports only from lower levels.
-LEVELS = {
-    "_autodiff": 0,
-    "_axes": 0,
-    "_batching": 0,
-    "_saturation": 0,
-    "_straight_through": 0,
-    "_cpu_sums": 1,
-    "_lanes": 0,
-    "_numerics": 1,
-    "_checkify": 0,
-    "_checks": 2,
-    "_exp": 0,
-    "_max_and_tail": 2,
-    "_per_row": 2,
-    "_elementwise": 3,
-    "_one_pass": 3,
-    "_logsumexp": 4,
-    "_row_terms": 4,
-    "_softmax": 4,
-    "_binary": 5,
-    "_cross_entropy": 5,
-    "_kl_divergence": 5,
-    "_linear_chunks": 2,
-    "_linear_terms": 5,
-    "_pair": 5,
-    "_smooth_max": 5,
-    "_softargmax": 5,
-    "_linear_scalar": 6,
-    "_smooth": 6,
-    "_smooth_clip": 6,
-    "_linear": 7,
-    "_sharding": 8,
-}
+# A folder or file imports only from those before it, and a file from others in its
+# own folder, but in no circle.
+ROOMS = (
+    "_core",
+    "_autodiff",
+    "_passes",
+    "_checks",
+    "_logsumexp",
+    "_softmax",
+    "_losses",
+    "_smooth",
+    "_linear",
+    "_sharding",
+    "__init__",
+)
 
 
 def imports_of(module: str) -> set[str]:
-    """The full names that a module imports from."""
+    """The full names of the modules that a module imports from."""
     names = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             assert node.module
-            if node.module == "jaxsoft":
-                names |= {f"jaxsoft.{alias.name}" for alias in node.names}
-            else:
-                names.add(node.module)
+            imported = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {f"jaxsoft.{m}" for m in MODULES}
+            names |= (imported & modules) or {node.module}
     return names
 
 
+def own_imports_of(module: str) -> set[str]:
+    names = imports_of(module)
+    return {n.removeprefix("jaxsoft.") for n in names if n.startswith("jaxsoft.")}
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_lower_levels(module):
-    assert module in LEVELS, "give the module a level"
-    for name in imports_of(module):
-        if name.split(".")[0] == "jaxsoft":
-            imported = name.removeprefix("jaxsoft.")
-            assert LEVELS[imported] < LEVELS[module], f"{module} imports {imported}"
+def test_a_room_imports_only_from_those_below_it(module):
+    room = module.split(".")[0]
+    assert room in ROOMS, "give the folder or file a place among the rooms"
+    for imported in own_imports_of(module):
+        other = imported.split(".")[0]
+        assert ROOMS.index(other) <= ROOMS.index(room), f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("module", [*MODULES, "__init__"])
+def test_no_modules_import_each_other_in_a_circle():
+    imports = {module: own_imports_of(module) for module in MODULES}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_nothing_but_public_jax_is_imported(module):
     allowed = {"jax", "jaxsoft", "numpy"} | sys.stdlib_module_names
     for name in imports_of(module):
         assert name.split(".")[0] in allowed, f"{module} imports {name}"
         assert "_src" not in name.split("."), f"{module} imports {name}"
-    assert "jax._src" not in (PACKAGE / f"{module}.py").read_text()
+    assert "jax._src" not in (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
 
 
 def test_importing_needs_jax_alone():

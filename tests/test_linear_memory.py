@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
-from jaxsoft._linear import DEFAULT_CHUNK_BYTES, SUM_BYTES
+from jaxsoft._linear.api import DEFAULT_CHUNK_BYTES, SUM_BYTES
 
 TOKENS, FEATURES, CLASSES = 4096, 512, 65536
 MATRIX_PRODUCT = 2 * TOKENS * FEATURES * CLASSES

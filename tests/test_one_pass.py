@@ -9,9 +9,9 @@ import pytest
 
 import jaxsoft
 from jaxsoft import _one_pass, _softmax
-from jaxsoft._exp import HIGHEST
-from jaxsoft._numerics import exp_about
-from jaxsoft._one_pass import SAMPLE
+from jaxsoft._core.exp import HIGHEST
+from jaxsoft._core.numerics import exp_about
+from jaxsoft._passes.one_pass import SAMPLE
 
 INF = np.inf
 # By how much a class lies above the label: to the edge of what is summed, and beyond.

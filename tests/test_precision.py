@@ -11,8 +11,8 @@ from laws import LAWS, Law, cotangent_for, of_floats, quickly
 
 import jaxsoft
 from evidence.points import SIZES, adversarial_rows, best_and_other
-from jaxsoft._exp import LOWEST, exp_of_difference_on_cpu, exp_of_sum_on_cpu
-from jaxsoft._numerics import exp_shifted
+from jaxsoft._core.exp import LOWEST, exp_of_difference_on_cpu, exp_of_sum_on_cpu
+from jaxsoft._core.numerics import exp_shifted
 
 # The worst entries lie far below the maximum, where a shift of up to 128 has a rounding
 # that exp turns into 64 ulp; and there are a few roundings more. Most results get that

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from laws import quickly
 
-from jaxsoft._smooth import (
+from jaxsoft._smooth.clip import smooth_clip
+from jaxsoft._smooth.elementwise import (
     smooth_abs,
     smooth_maximum,
     smooth_minimum,
@@ -24,8 +25,7 @@ from jaxsoft._smooth import (
     smooth_step,
     softplus,
 )
-from jaxsoft._smooth_clip import smooth_clip
-from jaxsoft._smooth_max import smooth_max
+from jaxsoft._smooth.max import smooth_max
 
 MP = mpmath.MPContext()
 MP.dps = 150

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import jaxsoft
-from jaxsoft._smooth_max import boltzmann_max, smooth_max, smooth_min
-from jaxsoft._softargmax import softargmax
+from jaxsoft._smooth.max import boltzmann_max, smooth_max, smooth_min
+from jaxsoft._smooth.softargmax import softargmax
 
 MP = mpmath.MPContext()
 MP.dps = 150

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxsoft._smooth import smooth_step, softplus
-from jaxsoft._straight_through import straight_through
+from jaxsoft._smooth.elementwise import smooth_step, softplus
+from jaxsoft._smooth.straight_through import straight_through
 
 
 def hard_step(x, temperature=1.0):

@@ -23,20 +23,20 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxsoft._axes import Axes, row_sum, split_alike, spread_alike
-from jaxsoft._exp import (
+from jaxsoft._core.dtypes import converted, within_range
+from jaxsoft._core.exp import (
     HIGHEST,
     exp_of_difference_on_cpu,
     exp_of_sum,
     exp_of_sum_on_cpu,
 )
-from jaxsoft._lanes import apart
-from jaxsoft._saturation import converted, within_range
+from jaxsoft._core.lanes import apart
+from jaxsoft._core.mesh import Axes, row_sum, split_alike, spread_alike
 
 # Of the maximum's probability: a class that has more may be the maximum.
 NEAR = 0.6
 # With 65536 rows of 10 classes a gradient's last kernel takes 1.2 ms with the
-# exponential of `_exp`, and 0.8 ms with XLA's; with 16 classes 0.7 and 0.8.
+# exponential of `exp`, and 0.8 ms with XLA's; with 16 classes 0.7 and 0.8.
 FEW_NEIGHBOURS = 16
 
 
@@ -355,7 +355,7 @@ def log1p_exp(z: Array) -> Array:
     """log(1 + exp(z)), with the digits of exp(z) where z is very negative.
 
     The smooth maximum of z and 0 at temperature 1, several times faster than the pair
-    of any numbers at any temperature in `_pair`.
+    of any numbers at any temperature in `_smooth.pair`.
     """
     return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
 

@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._elementwise import rule_from_partials
-from jaxsoft._numerics import exp_shifted, inverse_temperature, is_hard, times_log
-from jaxsoft._saturation import within_range
+from jaxsoft._core.dtypes import within_range
+from jaxsoft._core.numerics import exp_shifted, inverse_temperature, is_hard, times_log
+from jaxsoft._smooth.partials import rule_from_partials
 
 
 def _oriented(x, y, tau):

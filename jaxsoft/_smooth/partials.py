@@ -12,8 +12,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxsoft._checks import as_real, fitted, is_number
-from jaxsoft._numerics import accumulation_dtype
-from jaxsoft._saturation import converted
+from jaxsoft._core.dtypes import converted
+from jaxsoft._core.numerics import accumulation_dtype
 
 
 def as_elementwise_temperature(

@@ -3,7 +3,7 @@
 Both are reductions of the whole array. An accelerator fuses what they add up into one
 pass, and `_plainly` says all there is to say. XLA's CPU backend does not: it would
 write the terms of the tail, from which the maximum is left out, to memory, twice. There
-rows are taken apart into lanes (`_lanes`), in two passes: the maximum of every lane,
+rows are taken apart into lanes (`lanes`), in two passes: the maximum of every lane,
 and then the tail of every lane, which leaves out the maximum of the whole row. Measured
 on two cores in float32, in ms, beside jax.nn.logsumexp:
 
@@ -24,8 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._axes import Axes, in_one_piece, row_sum
-from jaxsoft._lanes import (
+from jaxsoft._core.lanes import (
     OF_COMPUTED,
     OF_GIVEN,
     Lanes,
@@ -38,7 +37,8 @@ from jaxsoft._lanes import (
     sum_of_lanes,
     unseen,
 )
-from jaxsoft._numerics import (
+from jaxsoft._core.mesh import Axes, in_one_piece, row_sum
+from jaxsoft._core.numerics import (
     NEAR,
     accumulation_dtype,
     capped,

@@ -1,7 +1,7 @@
 """Smooth forms of relu, abs, sign, step, maximum and minimum: functions of one or two
 numbers, elementwise.
 
-All of them are the softmax of two numbers, whose values and rules stand in `_pair`:
+All of them are the softmax of two numbers, whose values and rules stand in `pair`:
 
     softplus(x)  = maximum of (x, 0)        smooth_step(x) = weight of x in (x, 0)
     smooth_abs(x) = maximum of (x, -x)      smooth_sign(x) = difference of the weights
@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _pair
 from jaxsoft._checks import as_array, as_real
-from jaxsoft._elementwise import (
+from jaxsoft._core.numerics import times_log
+from jaxsoft._smooth import pair as _pair
+from jaxsoft._smooth.partials import (
     as_elementwise_temperature,
     elementwise,
     rule_from_partials,
 )
-from jaxsoft._numerics import times_log
 
 
 def softplus(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:

@@ -22,21 +22,21 @@ from jaxsoft._checks import (
     fitted,
     is_of,
 )
-from jaxsoft._logsumexp import logsumexp
-from jaxsoft._max_and_tail import max_and_tail
-from jaxsoft._numerics import (
+from jaxsoft._core.numerics import (
     accumulation_dtype,
     counted_logits,
     exp_below,
     log1p_exp,
 )
-from jaxsoft._per_row import (
+from jaxsoft._logsumexp import logsumexp
+from jaxsoft._losses.per_row import (
     RowTerms,
     combined_terms,
     reduced_loss,
     row_options,
     times_loss,
 )
+from jaxsoft._passes.max_and_tail import max_and_tail
 
 
 def binary_cross_entropy(

@@ -28,17 +28,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._axes import Axes, in_one_piece
-from jaxsoft._batching import largest_of_batch
-from jaxsoft._exp import HIGHEST, exp_of_difference_on_cpu
-from jaxsoft._lanes import apart, first_of_part, of_lanes, steps_of_lanes, sum_of_lanes
-from jaxsoft._max_and_tail import (
+from jaxsoft._core.batching import largest_of_batch
+from jaxsoft._core.exp import HIGHEST, exp_of_difference_on_cpu
+from jaxsoft._core.lanes import (
+    apart,
+    first_of_part,
+    of_lanes,
+    steps_of_lanes,
+    sum_of_lanes,
+)
+from jaxsoft._core.mesh import Axes, in_one_piece
+from jaxsoft._core.numerics import accumulation_dtype
+from jaxsoft._passes.max_and_tail import (
     Rows,
     capped_counted,
     max_and_tail,
     split_tangents,
 )
-from jaxsoft._numerics import accumulation_dtype
 
 # A sum with an exponential that ended at exp(HIGHEST) is larger.
 LARGEST_SUM = 1e30

@@ -1,7 +1,7 @@
 """Losses of a linear head without its logits: linear_cross_entropy, linear_log_probs.
 
 The logits of N tokens over V classes are the largest array of language-model training,
-and their gradient is as large. Here neither exists: `_linear_terms` streams the
+and their gradient is as large. Here neither exists: `recompute` streams the
 vocabulary past the tokens, and everything after that is the code of `cross_entropy`.
 """
 
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._axes import Axes, class_count, vary_alike, without_types
 from jaxsoft._checks import (
     IGNORE_ROWS,
     AxisName,
@@ -32,11 +31,12 @@ from jaxsoft._checks import (
     as_softcap,
     as_temperature,
 )
-from jaxsoft._linear_chunks import Head, Stream, Tokens, has_narrow_range
-from jaxsoft._linear_scalar import Summands, TokenChunks, summed_loss
-from jaxsoft._linear_terms import linear_terms
-from jaxsoft._numerics import accumulation_dtype
-from jaxsoft._per_row import (
+from jaxsoft._core.mesh import Axes, class_count, vary_alike, without_types
+from jaxsoft._core.numerics import accumulation_dtype
+from jaxsoft._linear.accumulate import Summands, TokenChunks, summed_loss
+from jaxsoft._linear.chunks import Head, Stream, Tokens, has_narrow_range
+from jaxsoft._linear.recompute import linear_terms
+from jaxsoft._losses.per_row import (
     RowTerms,
     combined_terms,
     included_classes,

@@ -1,7 +1,7 @@
 """The one rule behind the losses of given logits.
 
 `row_terms` takes logits x and targets to three numbers a row, from which every option
-of `cross_entropy` is made in `_per_row`. With z, m, d, e, s, t of `_numerics`, classes
+of `cross_entropy` is made in `per_row`. With z, m, d, e, s, t of `numerics`, classes
 c and targets q, which are the indicator of the label or probabilities,
 
     -log p_c  = log1p(s) - d_c
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import (
+from jaxsoft._core.mesh import (
     class_count,
     device_sum,
     first_class,
@@ -31,9 +31,7 @@ from jaxsoft._axes import (
     split_alike,
     split_by_type,
 )
-from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._max_and_tail import max_and_tail
-from jaxsoft._numerics import (
+from jaxsoft._core.numerics import (
     counted_logits,
     exact_at_maximum,
     exp_about,
@@ -47,8 +45,10 @@ from jaxsoft._numerics import (
     times_log,
     with_value,
 )
-from jaxsoft._one_pass import label_and_tail
-from jaxsoft._per_row import RowLabels, RowTerms, times_loss
+from jaxsoft._losses.per_row import RowLabels, RowTerms, times_loss
+from jaxsoft._passes.cpu_sums import sum_of_choices
+from jaxsoft._passes.max_and_tail import max_and_tail
+from jaxsoft._passes.one_pass import label_and_tail
 
 # Of a loop that LLVM vectorizes however it looks.
 CLASSES_OF_A_LONG_LOOP = 32

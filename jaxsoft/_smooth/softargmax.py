@@ -15,7 +15,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import row_sum, spread_alike
 from jaxsoft._checks import (
     Axis,
     as_axes,
@@ -25,9 +24,9 @@ from jaxsoft._checks import (
     as_temperature,
     fitted,
 )
-from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._max_and_tail import max_and_tail
-from jaxsoft._numerics import (
+from jaxsoft._core.dtypes import converted, saturated
+from jaxsoft._core.mesh import row_sum, spread_alike
+from jaxsoft._core.numerics import (
     accumulation_dtype,
     counted_logits,
     exp_shifted,
@@ -36,7 +35,8 @@ from jaxsoft._numerics import (
     probabilities,
     shifted,
 )
-from jaxsoft._saturation import converted, saturated
+from jaxsoft._passes.cpu_sums import sum_of_choices
+from jaxsoft._passes.max_and_tail import max_and_tail
 
 
 def softargmax(

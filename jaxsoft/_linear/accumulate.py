@@ -2,7 +2,7 @@
 
 A sum over tokens has one cotangent, which scales the gradient and does not shape it. So
 the gradient can be taken while the logits of a chunk of tokens are there, and nothing
-is recomputed: three matrix products in place of the four of `_linear_terms`. The price
+is recomputed: three matrix products in place of the four of `recompute`. The price
 is a chunk of logits over the whole vocabulary, and the weights' gradient in float32,
 which a forward pass that is differentiated holds until the backward pass scales it.
 """
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import Axes, varying_like
-from jaxsoft._linear_chunks import (
+from jaxsoft._core.mesh import Axes, varying_like
+from jaxsoft._core.numerics import accumulation_dtype
+from jaxsoft._linear.chunks import (
     Head,
     Tokens,
     column,
@@ -25,9 +26,8 @@ from jaxsoft._linear_chunks import (
     product,
     rows_at,
 )
-from jaxsoft._numerics import accumulation_dtype
-from jaxsoft._per_row import RowLabels, combined_terms
-from jaxsoft._row_terms import row_terms
+from jaxsoft._losses.per_row import RowLabels, combined_terms
+from jaxsoft._losses.row_terms import row_terms
 
 
 class TokenChunks(NamedTuple):

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _pair
 from jaxsoft._checks import as_real, fitted
-from jaxsoft._elementwise import (
+from jaxsoft._core.numerics import accumulation_dtype, is_hard
+from jaxsoft._smooth import pair as _pair
+from jaxsoft._smooth.partials import (
     as_elementwise_temperature,
     elementwise,
     rule_from_partials,
 )
-from jaxsoft._numerics import accumulation_dtype, is_hard
 
 
 def smooth_clip(

@@ -15,7 +15,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import split_together, vary_alike
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -27,9 +26,8 @@ from jaxsoft._checks import (
     as_temperature,
     reduced_shape,
 )
-from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._max_and_tail import max_and_tail
-from jaxsoft._numerics import (
+from jaxsoft._core.mesh import split_together, vary_alike
+from jaxsoft._core.numerics import (
     accumulation_dtype,
     counted_logits,
     exact_at_maximum,
@@ -40,7 +38,9 @@ from jaxsoft._numerics import (
     rounding_of_shifted,
     shifted,
 )
-from jaxsoft._per_row import RowTerms, combined_terms, reduced_loss, row_options
+from jaxsoft._losses.per_row import RowTerms, combined_terms, reduced_loss, row_options
+from jaxsoft._passes.cpu_sums import sum_of_choices
+from jaxsoft._passes.max_and_tail import max_and_tail
 
 
 def kl_divergence(

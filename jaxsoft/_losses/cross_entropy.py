@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._axes import Axes, class_count, split_alike, split_together, vary_alike
 from jaxsoft._checks import (
     IGNORE_ROWS,
     Axis,
@@ -27,8 +26,15 @@ from jaxsoft._checks import (
     is_of,
     reduced_shape,
 )
-from jaxsoft._numerics import accumulation_dtype, per_row
-from jaxsoft._per_row import (
+from jaxsoft._core.mesh import (
+    Axes,
+    class_count,
+    split_alike,
+    split_together,
+    vary_alike,
+)
+from jaxsoft._core.numerics import accumulation_dtype, per_row
+from jaxsoft._losses.per_row import (
     combined_terms,
     included_classes,
     local_weight,
@@ -36,7 +42,7 @@ from jaxsoft._per_row import (
     row_labels,
     row_options,
 )
-from jaxsoft._row_terms import WeightedProbabilities, row_terms
+from jaxsoft._losses.row_terms import WeightedProbabilities, row_terms
 
 
 def cross_entropy(

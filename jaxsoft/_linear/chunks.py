@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._axes import local_index
-from jaxsoft._batching import largest_of_batch
-from jaxsoft._numerics import accumulation_dtype
-from jaxsoft._saturation import saturated
+from jaxsoft._core.batching import largest_of_batch
+from jaxsoft._core.dtypes import saturated
+from jaxsoft._core.mesh import local_index
+from jaxsoft._core.numerics import accumulation_dtype
 
 
 class Head(NamedTuple):

@@ -2,7 +2,7 @@
 
 `linear_terms` takes hidden states h (N, D) and the head's weights to a few numbers per
 token. The vocabulary passes by in chunks of C classes, whose logits x = h w + b live
-only while their chunk does. A running split (m, s) of `_numerics` merges with that of a
+only while their chunk does. A running split (m, s) of `numerics` merges with that of a
 chunk (m', s') without a digit lost: for m >= m',
 
     (m, s) + (m', s') = (m, s + (1 + s') exp((m' - m)/t))
@@ -20,15 +20,23 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoft._autodiff import with_jvp
-from jaxsoft._axes import (
+from jaxsoft._core.mesh import (
     Axes,
     device_sum,
     first_class,
     local_index,
     varying,
 )
-from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._linear_chunks import (
+from jaxsoft._core.numerics import (
+    accumulation_dtype,
+    counted_logits,
+    exp_below,
+    exp_shifted,
+    inverse_temperature,
+    shifted,
+    times_log,
+)
+from jaxsoft._linear.chunks import (
     Head,
     Tokens,
     assembled,
@@ -44,18 +52,8 @@ from jaxsoft._linear_chunks import (
     over_counted_tokens,
     product,
 )
-from jaxsoft._max_and_tail import max_and_tail, over_devices
-from jaxsoft._numerics import (
-    accumulation_dtype,
-    counted_logits,
-    exp_below,
-    exp_shifted,
-    inverse_temperature,
-    shifted,
-    times_log,
-)
-from jaxsoft._per_row import times_loss
-from jaxsoft._row_terms import (
+from jaxsoft._losses.per_row import times_loss
+from jaxsoft._losses.row_terms import (
     included,
     label_cotangent,
     logsumexp_over_temperature,
@@ -64,10 +62,12 @@ from jaxsoft._row_terms import (
     spread_cotangent,
     times_nll,
 )
+from jaxsoft._passes.cpu_sums import sum_of_choices
+from jaxsoft._passes.max_and_tail import max_and_tail, over_devices
 
 
 class LinearTerms(NamedTuple):
-    """Per token, (N,); nll, logsumexp and spread as in `_per_row.RowTerms`."""
+    """Per token, (N,); nll, logsumexp and spread as in `per_row.RowTerms`."""
 
     nll: Array
     logsumexp: Array | None

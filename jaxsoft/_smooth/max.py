@@ -24,10 +24,7 @@ from jaxsoft._checks import (
     as_real,
     as_temperature,
 )
-from jaxsoft._cpu_sums import sum_of_choices
-from jaxsoft._logsumexp import logsumexp
-from jaxsoft._max_and_tail import max_and_tail
-from jaxsoft._numerics import (
+from jaxsoft._core.numerics import (
     counted_logits,
     exp_shifted,
     per_row,
@@ -35,6 +32,9 @@ from jaxsoft._numerics import (
     shifted,
     times_log,
 )
+from jaxsoft._logsumexp import logsumexp
+from jaxsoft._passes.cpu_sums import sum_of_choices
+from jaxsoft._passes.max_and_tail import max_and_tail
 
 
 def smooth_max(

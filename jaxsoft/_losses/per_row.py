@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
-from jaxsoft._axes import (
+from jaxsoft._core.mesh import (
     Axes,
     class_count,
     device_sum,
@@ -23,7 +23,7 @@ from jaxsoft._axes import (
     local_index,
     row_sum,
 )
-from jaxsoft._checkify import checked
+from jaxsoft._losses.checkify import checked
 
 
 class RowLabels(NamedTuple):

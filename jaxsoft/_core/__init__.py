@@ -1,0 +1,1 @@
+"""What everything stands on: dtypes, mesh axes, and the letters of a row."""

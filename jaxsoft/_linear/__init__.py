@@ -1,0 +1,1 @@
+"""The losses of a linear head, which never stores its logits."""

@@ -1,0 +1,1 @@
+"""Soft forms of hard functions."""
