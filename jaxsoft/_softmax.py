@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -24,32 +23,13 @@ from jaxsoft._checks import (
     is_of,
     reject_options,
 )
-from jaxsoft._core.dtypes import widened
-from jaxsoft._core.lanes import apart
-from jaxsoft._core.mesh import row_max, row_sum, split_by_type, spread_alike, vary_alike
-from jaxsoft._core.numerics import (
-    accumulation_dtype,
-    counted_logits,
-    exact_at_maximum,
-    exp_about,
-    exp_below,
-    exp_shifted,
-    inverse_temperature,
-    is_maximum,
-    per_row,
-    probabilities,
-    shifted,
-    sum_over_others,
-    times_log,
-    with_value,
-)
-from jaxsoft._passes.cpu_sums import sum_of_choices
-from jaxsoft._passes.max_and_tail import max_and_tail
-from jaxsoft._passes.one_pass import sample_and_tail
-
-# A row of more outgrows the cache. Measured on two cores, in ms, one kernel beside the
-# two of a split: 79 and 86 for 4096 rows of 8192 classes, 94 and 88 for 256 of 131072.
-MOST_CLASSES_IN_ONE_KERNEL = 8192
+from jaxsoft._core.dtypes import accumulation_dtype, converted
+from jaxsoft._core.logits import masked_logits, shifted, size_of
+from jaxsoft._core.mesh import row_sum
+from jaxsoft._passes import classes as passes
+from jaxsoft._passes.product import product
+from jaxsoft._passes.summary import Riders, summarize
+from jaxsoft._row import Row, logits_of, row_rule, summarized
 
 
 def softmax(
@@ -117,92 +97,39 @@ def softmax(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _softmax_jit(x, where, temperature, axes):
-    temperature = per_row(temperature, x, axes)
-    x, temperature = vary_alike(axes, x, temperature)
-    return _softmax(x, where, temperature, axes)
+    return _softmax(axes, logits_of(x, where, temperature, axes))
 
 
-# For a cotangent g, and any number c, since sum_j p_j = 1:
-#     dz_i   = p_i (g_i - sum_j p_j g_j) / t
-#            = p_i (h_i - sum_j p_j h_j) / t    with h = g - c
-#     dtau   = -sigma sum_i dz_i d_i
-# For c the entry of g at a class with p > 1/2, h is 0 there and the sum runs over the
-# others: nothing cancels when the model is sure.
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _softmax(x, where, temperature, axes):
-    return _softmax_plain(x, where, temperature, axes)[0]
+# A rule, since autodiff keeps p beside x, and has 1 - p at the maximum, which is 0 when
+# the model is sure. With h_i = sum_j g_j dp_j/dd_i and dd_i = (dz_i - d_i dt)/t,
+#     dx_i = sigma h_i / t        (`softmax_pull`; sigma is the sign of tau)
+#     dtau = -sigma sum_i h_i d_i / t = -sum_i dx_i d_i
+def _softmax_value(axes, logits):
+    return passes.softmax(axes, logits), _maximum(axes, logits)
 
 
-def _softmax_plain(x, where, temperature, axes):
-    z = counted_logits(x, where, temperature)
-    if temperature is None and axes.count_here(x.shape) <= MOST_CLASSES_IN_ONE_KERNEL:
-        p, m, s = _without_comparison(z, axes)
-    elif temperature is None:
-        m, s = sample_and_tail(x, where, axes, to_add=False)
-        # Never above 1 by a rounding, where m is below the maximum.
-        p = jnp.minimum(exp_about(z, m) * (1 / (1 + s)), 1)
-    else:
-        m, s = max_and_tail(x, where, temperature, axes)
-        p = exp_below(z, m, temperature) * (1 / (1 + s))
-    return p.astype(x.dtype), (m, s)
+def _softmax_pullback(axes, logits, m, g):
+    return _pulled(passes.softmax_pull, axes, logits, m, g)
 
 
-def _without_comparison(z, axes):
-    """p, m and s, of which p needs no tail: S = 1 + s has the digits that p shows.
-
-    There is no choice in it, and never both a least and a largest value, which XLA
-    would take for a choice: its CPU backend then runs all of it as one kernel, which
-    reads a row once. An infinite maximum is the largest number, of either sign.
-    """
-    largest = float(jnp.finfo(z.dtype).max)
-    z = jnp.minimum(z, largest)
-    m = row_max(jax.lax.stop_gradient(z), axes, at_least=-largest)
-    e = jnp.exp(z - m)
-    total = jnp.maximum(row_sum(e, axes), 1)  # of a row in which nothing counts 0
-    return e / total, m, total - 1
+def _maximum(axes, logits):
+    """What the derivative in a temperature asks for."""
+    return None if logits.temperature is None else summarize(axes, logits).m
 
 
-def _softmax_fwd(x, where, temperature, axes):
-    p, (m, s) = _softmax_plain(x, where, temperature, axes)
-    if temperature is None and p.dtype == accumulation_dtype(p.dtype):
-        return p, (p, None, None, None)
-    return p, (x, where, temperature, (m, s))
+def _pulled(pull, axes, logits, m, g):
+    """dx and dtau of a function of d alone, with the pass that makes dx of g."""
+    if logits.temperature is None:
+        return pull(axes, logits, g), None
+    wide, to_x = jax.vjp(lambda x: converted(x, accumulation_dtype(x.dtype)), logits.x)
+    wide = logits._replace(x=wide)
+    dx = pull(axes, wide, g)
+    d = shifted(masked_logits(wide), m, size_of(logits.temperature))
+    dtemperature = -row_sum(dx * jnp.where(jnp.isinf(d), 0, d), axes)
+    return to_x(dx)[0], dtemperature
 
 
-def _softmax_bwd(axes, residuals, g):
-    x, where, temperature, split = residuals
-    if split is None:
-        return _softmax_pullback(x, g, axes), None, None
-    z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
-    m, s = split
-    p = probabilities(z, m, s, temperature)
-    dz = _softmax_pullback(p, widened(g, p.dtype), axes)
-    if temperature is None:
-        return to_input(dz)[0], None, None
-    dz = dz * inverse_temperature(temperature)
-    d = shifted(z, m, temperature)
-    dsize = -row_sum(dz * jnp.where(p == 0, 0, d), axes)
-    return to_input(dz)[0], None, jnp.sign(temperature) * dsize
-
-
-def _softmax_pullback(p, g, axes):
-    if p.size == 0:  # a row without classes has no first one
-        return p * g
-    p = apart(p, p)
-    first = _first_of_row(p, axes)
-    c = row_sum(jnp.round(p) * g, axes)  # 1 where p > 1/2, else 0
-    h = g - apart(c, first)
-    return p * (h - apart(row_sum(p * h, axes), first))
-
-
-def _first_of_row(p, axes):
-    if split_by_type(p, axes):
-        return jnp.max(p, axes, keepdims=True)
-    return functools.reduce(lambda p, a: jax.lax.slice_in_dim(p, 0, 1, axis=a), axes, p)
-
-
-_softmax.defvjp(_softmax_fwd, _softmax_bwd)
+_softmax = row_rule(_softmax_value, _softmax_pullback)
 
 
 def log_softmax(
@@ -263,54 +190,20 @@ def log_softmax(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _log_softmax_jit(x, where, temperature, axes):
-    temperature = per_row(temperature, x, axes)
-    x, temperature = vary_alike(axes, x, temperature)
-    return _log_softmax(x, where, temperature, axes)
+    return _log_softmax(axes, logits_of(x, where, temperature, axes))
 
 
-# log p_i = d_i - log1p(s). For a cotangent g with sum G, over the included classes,
-#     t dz_i = g_i - p_i G = (g_i (1 - p_i) - p_i (G - g_i))
-#            = (g_i (s + (1 - e_i)) - e_i (G - g_i)) / (1 + s)
-#     t dt   = -sum_i g_i (d_i + U)     with U = -sum_i p_i d_i
-# At the maximum 1 - e_i is exactly 0, so 1 - p_i is s/(1 + s) with all the digits of s.
-# Where the maximum has more than half of the probability, s < 1, its G - g_i is summed
-# over the others directly.
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _log_softmax(x, where, temperature, axes):
-    return _log_softmax_plain(x, where, temperature, axes)[0]
+# A rule, since autodiff keeps p beside x, and has 1 - p at the maximum, which is 0 when
+# the model is sure. dx and dtau are those of softmax, with the h of log p.
+def _log_softmax_value(axes, logits):
+    return passes.log_softmax(axes, logits), _maximum(axes, logits)
 
 
-def _log_softmax_plain(x, where, temperature, axes):
-    z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(x, where, temperature, axes)
-    log_p = exact_at_maximum(shifted(z, m, temperature), s) - jnp.log1p(s)
-    return log_p.astype(x.dtype), (m, s)
+def _log_softmax_pullback(axes, logits, m, g):
+    return _pulled(passes.log_softmax_pull, axes, logits, m, g)
 
 
-def _log_softmax_fwd(x, where, temperature, axes):
-    log_p, (m, s) = _log_softmax_plain(x, where, temperature, axes)
-    return log_p, (x, where, temperature, m, s)
-
-
-def _log_softmax_bwd(axes, residuals, g):
-    x, where, temperature, m, s = residuals
-    z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
-    g = jnp.where(jnp.isneginf(m), 0, widened(g, z.dtype))
-    g = g if where is None else jnp.where(spread_alike(where, g), g, 0)
-    d, e = shifted(z, m, temperature), exp_below(z, m, temperature)
-    e, d = with_value(1, is_maximum(d, s), e), exact_at_maximum(d, s)
-    dz = g * (s + (1 - e)) - e * sum_over_others(g, z, m, s, axes)
-    dz = dz * (inverse_temperature(temperature) / (1 + s))
-    if temperature is None:
-        return to_input(dz)[0], None, None
-    u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
-    g_d = row_sum(g * jnp.where(jnp.isinf(d), 0, d + u), axes)
-    dtemperature = -jnp.sign(temperature) * inverse_temperature(temperature) * g_d
-    return to_input(dz)[0], None, dtemperature
-
-
-_log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)
+_log_softmax = row_rule(_log_softmax_value, _log_softmax_pullback)
 
 
 def entropy(
@@ -364,46 +257,31 @@ def entropy(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _entropy_jit(x, where, temperature, axes):
-    temperature = per_row(temperature, x, axes)
-    x, temperature = vary_alike(axes, x, temperature)
-    return jnp.squeeze(_entropy(x, where, temperature, axes), axes)
+    h = _entropy(axes, logits_of(x, where, temperature, axes))
+    return jnp.squeeze(h, axes)
 
 
-# H = log1p(s) + U with U = -sum_i p_i d_i: both terms are >= 0, so neither cancels.
+# H = log(1 + s) + U with U = -sum_i p_i d_i: both terms are >= 0, so neither cancels.
 #     t dz_i = -g p_i (d_i + U)
 #     t dt   = g sum_i p_i (d_i + U)^2
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _entropy(x, where, temperature, axes):
-    return _entropy_plain(x, where, temperature, axes)[0]
+# A rule, since autodiff keeps p and log p, and has 0 times infinity at a class of
+# probability 0.
+def _entropy_value(axes, logits):
+    row, summary = summarized(axes, logits, Riders(with_e_d=True))
+    u = -summary.e_d / (1 + row.s)
+    return jnp.log1p(row.s) + u, (row.m, row.s, u)
 
 
-def _entropy_plain(x, where, temperature, axes):
-    z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(x, where, temperature, axes)
-    d = exact_at_maximum(shifted(z, m, temperature), s)
-    e = exp_shifted(z, m, temperature)
-    u = -sum_of_choices(times_log(e, d), axes) / (1 + s)
-    return jnp.log1p(s) + u, (m, s, u)
+def _entropy_pullback(axes, logits, kept, g):
+    m, s, u = kept
+    row = Row(axes, logits, m, s)
+    p = row.p
+    surprise = jnp.where(p == 0, 0, row.d + u)
+    dx = row.to_x(product(g, -p * surprise * row.per_t))
+    if logits.temperature is None:
+        return dx, None
+    variance = row.sum(p * surprise**2)
+    return dx, product(g, variance * row.sign * row.per_t)
 
 
-def _entropy_fwd(x, where, temperature, axes):
-    h, split = _entropy_plain(x, where, temperature, axes)
-    return h, (x, where, temperature, split)
-
-
-def _entropy_bwd(axes, residuals, g):
-    x, where, temperature, (m, s, u) = residuals
-    z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
-    p = probabilities(z, m, s, temperature)
-    d = exact_at_maximum(shifted(z, m, temperature), s)
-    surprise = jnp.where(p == 0, 0, d + u)
-    scale = g * inverse_temperature(temperature)
-    dx = to_input(-scale * p * surprise)[0]
-    if temperature is None:
-        return dx, None, None
-    variance = sum_of_choices(p * surprise**2, axes)
-    return dx, None, jnp.sign(temperature) * scale * variance
-
-
-_entropy.defvjp(_entropy_fwd, _entropy_bwd)
+_entropy = row_rule(_entropy_value, _entropy_pullback)

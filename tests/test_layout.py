@@ -25,6 +25,7 @@ ROOMS = (
     "_autodiff",
     "_passes",
     "_checks",
+    "_row",
     "_logsumexp",
     "_softmax",
     "_losses",

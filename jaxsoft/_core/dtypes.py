@@ -14,6 +14,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 
+def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """float32 for half precision and narrower, else the dtype itself."""
+    dtype = jnp.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
 def converted(x: Array, dtype: DTypeLike) -> Array:
     """x in the given dtype. Its tangents and cotangents stop at the largest finite
     number of the narrower of the two dtypes."""

@@ -33,6 +33,13 @@ class Axes(tuple[int, ...]):
         """The number of classes that this device holds, of an array of this shape."""
         return math.prod(shape[axis] for axis in self)
 
+    def from_the_end(self, ndim: int) -> "Axes":
+        """The same axes of an array with ndim, counted from its last one."""
+        return Axes((a if a < 0 else a - ndim for a in self), self.mesh_names)
+
+    def from_the_start(self, ndim: int) -> "Axes":
+        return Axes((a % ndim for a in self), self.mesh_names)
+
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
@@ -64,6 +71,27 @@ def device_sum(v: Any, mesh_names: tuple[Hashable, ...]) -> Any:
 def row_max(v: Array, axes: Axes, at_least: float = -math.inf) -> Array:
     top = jnp.max(v, axes, keepdims=True, initial=at_least)
     return jax.lax.pmax(top, axes.mesh_names) if axes.mesh_names else top
+
+
+def class_index(x: Array, axes: Axes) -> Array:
+    """The index of every class of x, among those of all devices, in the order of the
+    axes; of size 1 along the other axes."""
+    axes = axes.from_the_start(x.ndim)
+    index, stride = jnp.zeros((1,) * x.ndim, jnp.int32), 1
+    for axis in reversed(axes):
+        along_axis = [n if i == axis else 1 for i, n in enumerate(x.shape)]
+        iota = jax.lax.broadcasted_iota(jnp.int32, along_axis, axis)
+        index = index + stride * iota
+        stride *= x.shape[axis]
+    return first_class(axes.count_here(x.shape), axes.mesh_names) + split_alike(
+        index, x
+    )
+
+
+def is_class(labels: Array, x: Array, axes: Axes) -> Array:
+    """Which class of every row is its label. Compared, not gathered: a comparison stays
+    local when the classes are sharded."""
+    return class_index(x, axes) == labels
 
 
 def split_by_type(v: Any, axes: Iterable[int]) -> bool:

@@ -1,0 +1,154 @@
+"""Logits as they are given, and the letters in which the rules are written.
+
+For logits x, a temperature tau and the classes that count,
+
+    z = x, or -x where tau < 0 (a negative temperature turns max into min)
+    t = |tau|        m = max z        d_i = (z_i - m) / t <= 0        e_i = exp(d_i)
+
+Derivatives hold m fixed. Every result of the library is the same for any shift m, so
+its derivatives are too, to all orders. The rules below say no more than that, and what
+the derivative is at the points where a division by t or an infinity would make NaN.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._core.dtypes import accumulation_dtype, converted, within_range
+from jaxsoft._core.mesh import spread_alike
+
+# A class with more than this of the maximum's probability may be the maximum.
+NEAR = 0.6
+
+
+class Logits(NamedTuple):
+    """Logits as a function is given them. The mask has the rank of x, and so has the
+    temperature, which is of either sign and has one entry per row."""
+
+    x: Array
+    where: Array | None = None
+    temperature: Array | None = None
+
+
+def masked_logits(logits: Logits) -> Array:
+    """z: x in the accumulation dtype, signed; a masked class is -inf.
+
+    A rule calls this in its forward and in its backward pass, so that both see the
+    same logits and only x itself is saved. Its transpose takes dz back to dx.
+    """
+    z = converted(logits.x, accumulation_dtype(logits.x.dtype))
+    if logits.temperature is not None:
+        z = jnp.where(logits.temperature < 0, -z, z)
+    if logits.where is not None:
+        z = jnp.where(spread_alike(logits.where, z), z, -jnp.inf)
+    return z
+
+
+def size_of(temperature: Array | None) -> Array | None:
+    """t = |tau|."""
+    return None if temperature is None else jnp.abs(temperature)
+
+
+def is_hard(temperature: Array) -> Array:
+    """Whether tau is 0. Subnormal numbers count as 0: processors flush them to it."""
+    return jnp.abs(temperature) < jnp.finfo(temperature.dtype).tiny
+
+
+def inverse_temperature(temperature: Array | None) -> Array | float:
+    """1/t, and 0 at tau = 0: the hard functions are constant almost everywhere."""
+    if temperature is None:
+        return 1.0
+    hard = is_hard(temperature)
+    return jnp.where(hard, 0, _inverse(jnp.where(hard, 1, jnp.abs(temperature))))
+
+
+@jax.custom_jvp
+def _inverse(size: Array) -> Array:
+    return 1 / size
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    # Finite where the square of the temperature is 0: what it meets there is often 0,
+    # an exponential.
+    (size,), (size_dot,) = primals, tangents
+    inverse = _inverse(size)
+    return inverse, -within_range(inverse * inverse, size.dtype) * size_dot
+
+
+@jax.custom_jvp
+def shifted(z: Array, m: Array, temperature: Array | None) -> Array:
+    """d = (z - m)/t; 0 where z is +inf, -inf where z is -inf.
+
+    Shifted first and divided later: z/t - m/t would lose the digits of z - m. At t = 0
+    the maxima have d = 0 and all others -inf.
+    """
+    gap = jnp.where(z == jnp.inf, 0, z - jnp.where(jnp.isneginf(m), 0, m))
+    if temperature is None:
+        return gap
+    hard = is_hard(temperature)
+    # Of 0 in place of -inf: where JAX drops the rule below, as it does in a scan that
+    # is differentiated twice in reverse, the derivative of the quotient is finite too.
+    divisor = jnp.where(hard, 1, jnp.abs(temperature))
+    infinite = jnp.isneginf(gap)
+    d = jnp.where(infinite, gap, jnp.where(infinite, 0, gap) / divisor)
+    return jnp.where(hard & (gap < 0), -jnp.inf, d)
+
+
+@shifted.defjvp
+def _shifted_jvp(primals, tangents):
+    # d' = (z' - m' - d t')/t. A rule, since the quotient's own derivative squares t,
+    # and multiplies a zero tangent by infinity at an infinite d.
+    z, m, temperature = primals
+    z_dot, m_dot, temperature_dot = tangents
+    d = shifted(z, m, temperature)
+    d_dot = z_dot - m_dot
+    if temperature is not None:
+        size_dot = jnp.sign(temperature) * temperature_dot
+        d_dot = d_dot - jnp.where(jnp.isinf(d), 0, d) * size_dot
+        d_dot = d_dot * inverse_temperature(temperature)
+    return d, jnp.where(jnp.isinf(z), 0, d_dot)
+
+
+@jax.custom_jvp
+def exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
+    """e = exp(d)."""
+    return jnp.exp(shifted(z, m, temperature))
+
+
+@exp_shifted.defjvp
+def _exp_jvp(primals, tangents):
+    # e' = e d', and 0 where e is 0, whatever d' is there.
+    e = exp_shifted(*primals)
+    _, d_dot = jax.jvp(shifted, primals, tangents)
+    return e, jnp.where(e == 0, 0, e * d_dot)
+
+
+def is_maximum(d: Array, s: Array) -> Array:
+    """Whether d is that of the maximum, which XLA may have computed anew, and not to
+    the same bits.
+
+    It fuses what makes the logits into every kernel that reads them, and rounds a
+    product and a sum together there, or apart. The loss of a sure model would be such a
+    rounding, of either sign. A class with more than 0.6 of the maximum's probability,
+    in a row whose tail s is less than 0.5, is the maximum.
+    """
+    return d > jnp.where(s < 0.5, math.log(NEAR), 0)
+
+
+def exact_at_maximum(d: Array, s: Array) -> Array:
+    """d, with 0 at the maximum."""
+    return override_primal(0, is_maximum(d, s), d)
+
+
+def override_primal(value: Array | float, where: Array, v: Array) -> Array:
+    """v; where that is true the value, with the derivative of v."""
+    return jnp.where(where, value + (v - jax.lax.stop_gradient(v)), v)
+
+
+def times(a: Array, b: Array) -> Array:
+    """a b, and 0 where a is 0, whatever b is."""
+    return jnp.where(a == 0, 0, a * b)

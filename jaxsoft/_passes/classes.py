@@ -1,0 +1,260 @@
+"""The passes that write a number for every class, and their transposes.
+
+For the letters see `logits` and `merge`. All of them are linear in their last argument.
+A class that is masked gets 0. A row whose cotangent is 0 gets 0, whatever its logits:
+for that every product here is 0 where its first factor is.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._core.dtypes import accumulation_dtype, within_range
+from jaxsoft._core.logits import (
+    Logits,
+    exact_at_maximum,
+    exp_shifted,
+    inverse_temperature,
+    is_maximum,
+    masked_logits,
+    shifted,
+    size_of,
+    times,
+)
+from jaxsoft._core.mesh import Axes, is_class, row_max, row_sum
+from jaxsoft._passes.primitive import Pass
+from jaxsoft._passes.summary import FORMS, NO_RIDERS, Riders, of_all_devices
+
+
+def _included(logits: Logits, v: Array) -> Array:
+    return v if logits.where is None else jnp.where(logits.where, v, 0)
+
+
+def _signed(logits: Logits, v: Array) -> Array:
+    """The derivative in x of what has v in z, or the other way round."""
+    if logits.temperature is not None:
+        v = jnp.where(logits.temperature < 0, -v, v)
+    return _included(logits, v)
+
+
+def _leaving(v: Array, logits: Logits) -> Array:
+    """In the dtype of x, stopped at its largest number."""
+    return within_range(v, logits.x.dtype).astype(logits.x.dtype)
+
+
+def _given(logits: Logits, v: Array) -> Array:
+    """A cotangent or tangent of the logits' shape, in the dtype of sums."""
+    return _included(logits, v.astype(accumulation_dtype(v.dtype)))
+
+
+def _forms(write, riders=lambda logits, linear: NO_RIDERS):
+    """The forms of a pass that reduces every row, with the riders, and then writes what
+    follows from it."""
+
+    def form(reduce):
+        def of_rows(axes, logits, linear):
+            row = reduce(axes, logits, riders(logits, linear))
+            return write(logits, linear, of_all_devices(axes, logits, row))
+
+        return of_rows
+
+    return {name: form(reduce) for name, reduce in FORMS.items()}
+
+
+def _values(logits, linear):
+    return Riders(values=_given(logits, linear))
+
+
+def _smooth_probabilities(axes, logits):
+    """p and the sum of all e, about a maximum that is held fixed."""
+    z = masked_logits(logits)
+    m = row_max(jax.lax.stop_gradient(z), axes)
+    e = exp_shifted(z, m, size_of(logits.temperature))
+    total = row_sum(e, axes)
+    total = jnp.where(total == 0, 1, total)
+    return e / total, shifted(z, m, size_of(logits.temperature)) - jnp.log(total)
+
+
+def _write_softmax(logits, _, row):
+    return _leaving(jnp.exp(row.d) / (1 + row.summary.s), logits)
+
+
+def _smooth_softmax(axes, logits, *_):
+    return _leaving(_smooth_probabilities(axes, logits)[0], logits)
+
+
+# p_i = e_i / (1 + s)
+_softmax = Pass("softmax", **_forms(_write_softmax), smooth=_smooth_softmax)
+
+
+def softmax(axes: Axes, logits: Logits) -> Array:
+    """p, in the dtype of x."""
+    return _softmax(axes, logits)
+
+
+def _write_log_softmax(logits, _, row):
+    s = row.summary.s
+    log_p = exact_at_maximum(row.d, s) - jnp.log1p(s)
+    # Below an infinite maximum, which `in_block` takes for the largest number.
+    log_p = jnp.where(row.d <= -jnp.finfo(log_p.dtype).max, -jnp.inf, log_p)
+    return log_p.astype(logits.x.dtype)
+
+
+def _smooth_log_softmax(axes, logits, *_):
+    return _leaving(_smooth_probabilities(axes, logits)[1], logits)
+
+
+# log p_i = d_i - log(1 + s)
+_log_softmax = Pass(
+    "log_softmax", **_forms(_write_log_softmax), smooth=_smooth_log_softmax
+)
+
+
+def log_softmax(axes: Axes, logits: Logits) -> Array:
+    """log p, in the dtype of x."""
+    return _log_softmax(axes, logits)
+
+
+# With v the value of g at the maximum, since sum_j p_j = 1,
+#     t dz_i = p_i (g_i - sum_j p_j g_j)
+#            = p_i ((g_i - v) - sum_j p_j (g_j - v))
+# where nothing cancels when the model is sure: the sum is one over the others.
+def _write_softmax_pull(logits, g, row):
+    total, summary = 1 + row.summary.s, row.summary
+    deviation = (_given(logits, g) - summary.value) - summary.deviation / total
+    dz = times(deviation, jnp.exp(row.d)) / total
+    dz = dz * inverse_temperature(logits.temperature)
+    return _leaving(_signed(logits, dz), logits)
+
+
+def _smooth_softmax_pull(axes, logits, g, _):
+    p, g = _smooth_probabilities(axes, logits)[0], _given(logits, g)
+    dz = p * (g - row_sum(p * g, axes)) * inverse_temperature(logits.temperature)
+    return _leaving(_signed(logits, dz), logits)
+
+
+_softmax_pull = Pass(
+    "softmax_pull",
+    **_forms(_write_softmax_pull, _values),
+    smooth=_smooth_softmax_pull,
+    transpose=lambda axes, logits, t, _: _softmax_pull(axes, logits, t),
+)
+
+
+def softmax_pull(axes: Axes, logits: Logits, g: Array) -> Array:
+    """dx for a cotangent g of softmax. The matrix is symmetric."""
+    return _softmax_pull(axes, logits, g)
+
+
+# With G = sum_j g_j,
+#     t dz_i = g_i - p_i G = g_i (1 - p_i) - p_i (G - g_i)
+#            = (g_i (s + (1 - e_i)) - e_i (G - g_i)) / (1 + s)
+# At the maximum 1 - e_i is exactly 0, so 1 - p_i is s/(1 + s) with all the digits of s.
+# There, if it has more than half of the probability, G - g_i is summed over the others.
+def _write_log_softmax_pull(logits, g, row):
+    summary, s = row.summary, row.summary.s
+    g = jnp.where(row.is_empty, 0, _given(logits, g))
+    at_maximum = is_maximum(row.d, s) & (s < 1)
+    e = jnp.where(at_maximum, 1, jnp.exp(row.d))
+    others = jnp.where(at_maximum, summary.others, summary.others + (summary.value - g))
+    dz = (times(g, s + (1 - e)) - times(others, e)) / (1 + s)
+    dz = dz * inverse_temperature(logits.temperature)
+    return _leaving(_signed(logits, dz), logits)
+
+
+def _smooth_log_softmax_pull(axes, logits, g, _):
+    p, g = _smooth_probabilities(axes, logits)[0], _given(logits, g)
+    dz = (g - p * row_sum(g, axes)) * inverse_temperature(logits.temperature)
+    return _leaving(_signed(logits, dz), logits)
+
+
+_log_softmax_pull = Pass(
+    "log_softmax_pull",
+    **_forms(_write_log_softmax_pull, _values),
+    smooth=_smooth_log_softmax_pull,
+    transpose=lambda axes, logits, t, _: _log_softmax_push(axes, logits, t),
+)
+
+
+def log_softmax_pull(axes: Axes, logits: Logits, g: Array) -> Array:
+    """dx for a cotangent g of log_softmax."""
+    return _log_softmax_pull(axes, logits, g)
+
+
+# The tangent: with v the value of dd at the maximum,
+#     dlog p_i = dd_i - sum_j p_j dd_j = (dd_i - v) - sum_j p_j (dd_j - v)
+def _tangent_of_d(logits, t):
+    inverse = inverse_temperature(logits.temperature)
+    return _signed(logits, t.astype(accumulation_dtype(t.dtype))) * inverse
+
+
+def _write_log_softmax_push(logits, t, row):
+    summary = row.summary
+    tangent = _tangent_of_d(logits, t) - summary.value
+    tangent = tangent - summary.deviation / (1 + summary.s)
+    tangent = jnp.where(row.is_empty, 0, tangent)
+    return _leaving(_included(logits, tangent), logits)
+
+
+def _smooth_log_softmax_push(axes, logits, t, _):
+    p, dd = _smooth_probabilities(axes, logits)[0], _tangent_of_d(logits, t)
+    return _leaving(_included(logits, dd - row_sum(p * dd, axes)), logits)
+
+
+_log_softmax_push = Pass(
+    "log_softmax_push",
+    **_forms(
+        _write_log_softmax_push,
+        lambda logits, t: Riders(values=_tangent_of_d(logits, t)),
+    ),
+    smooth=_smooth_log_softmax_push,
+    transpose=lambda axes, logits, g, _: _log_softmax_pull(axes, logits, g),
+)
+
+
+# dz_c = scale e_c, and at the label a number of its own.
+def _write_to_classes(axes, fixed, linear):
+    logits, m, labels = fixed
+    scale, at_label = linear
+    z = masked_logits(logits)
+    dz = times(scale, exp_shifted(z, m, size_of(logits.temperature)))
+    if labels is not None:
+        dz = jnp.where(is_class(labels, z, axes), at_label, dz)
+    return _leaving(_signed(logits, dz), logits)
+
+
+# The transpose: sum of e_c t_c over all classes but the label, and t at the label.
+def _reduce_to_rows(axes, fixed, t):
+    logits, m, labels = fixed
+    z, v = masked_logits(logits), _signed(logits, t.astype(m.dtype))
+    terms = times(v, exp_shifted(z, m, size_of(logits.temperature)))
+    at_label = None
+    if labels is not None:
+        hit = is_class(labels, z, axes)
+        terms = jnp.where(hit, 0, terms)
+        at_label = jnp.sum(jnp.where(hit, v, 0), axes, keepdims=True)
+    return jnp.sum(terms, axes, keepdims=True), at_label
+
+
+_to_classes = Pass(
+    "to_classes",
+    _write_to_classes,
+    transpose=lambda axes, fixed, t, _: _to_rows(axes, fixed, t),
+)
+_to_rows = Pass(
+    "to_rows",
+    _reduce_to_rows,
+    transpose=lambda axes, fixed, linear, _: _to_classes(axes, fixed, linear),
+)
+
+
+def to_classes(
+    axes: Axes,
+    logits: Logits,
+    m: Array,
+    scale: Array,
+    labels: Array | None = None,
+    at_label: Array | None = None,
+) -> Array:
+    """dx for dz_c = scale e_c, and at_label in place of it at the label."""
+    return _to_classes(axes, (logits, m, labels), (scale, at_label))

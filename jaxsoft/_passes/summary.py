@@ -1,0 +1,272 @@
+"""The summary of every row, in three forms.
+
+- `by_merge`: all of it in one reduction, which reads the logits once.
+- `maximum_first`: the textbook form, the maximum and then the sums about it. JAX and a
+  CPU do nothing else well.
+- `in_block`: the same, written so that XLA makes one kernel of it and of what follows
+  for rows that a block of a GPU holds: beside the maximum, only differences from it.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._core.logits import (
+    Logits,
+    exp_shifted,
+    is_hard,
+    is_maximum,
+    masked_logits,
+    shifted,
+    size_of,
+    times,
+)
+from jaxsoft._core.mesh import Axes, device_sum, is_class
+from jaxsoft._passes.merge import Summary, merge, of_nothing, seen_from
+from jaxsoft._passes.primitive import Pass
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("weights", "labels", "coefficients", "values"),
+    meta_fields=("with_e_d",),
+)
+@dataclasses.dataclass(frozen=True)
+class Riders:
+    """What rides along with m and s; the arrays broadcast to the logits.
+
+    The results have the names of `Summary`.
+    """
+
+    weights: Array | None = None  # b
+    labels: Array | None = None  # the class whose logit is wanted; -1 is none
+    coefficients: tuple[Array, ...] = ()  # q
+    values: Array | None = None  # v
+    with_e_d: bool = False
+
+
+NO_RIDERS = Riders()
+
+
+class Reduced(NamedTuple):
+    """A row in one of the three forms."""
+
+    summary: Summary
+    d: Array
+    is_empty: Array  # no logit above -inf
+
+
+def by_merge(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
+    z, t = masked_logits(logits), size_of(logits.temperature)
+    numbers = _of_each_number(z, t, axes, riders)
+    leaves, tree = jax.tree.flatten(numbers)
+    reduced = jax.lax.reduce(
+        leaves,
+        jax.tree.leaves(of_nothing(numbers)),
+        lambda a, b: jax.tree.leaves(merge(tree.unflatten(a), tree.unflatten(b))),
+        axes.from_the_start(z.ndim),
+    )
+    summary = tree.unflatten([jnp.expand_dims(v, sorted(axes)) for v in reduced])
+    return _about(z, t, _without_nothing(summary))
+
+
+def _about(z: Array, t: Array | None, summary: Summary) -> Reduced:
+    return Reduced(summary, shifted(z, summary.m, t), jnp.isneginf(summary.m))
+
+
+def _without_nothing(summary):
+    """In a row without a logit above -inf all are tied, and none has a tail."""
+    empty = jnp.isneginf(summary.m)
+    below = (
+        jnp.where(empty & (q > 0), -jnp.inf, w)
+        for q, w in zip(summary.total, summary.below)
+    )
+    s = jnp.where(empty, 0, summary.s)
+    return summary._replace(s=s, below=tuple(below), temperature=None)
+
+
+def _of_each_number(z, t, axes, riders):
+    def spread(v):
+        return None if v is None else jnp.broadcast_to(v, z.shape).astype(z.dtype)
+
+    zero, b, v = jnp.zeros_like(z), spread(riders.weights), spread(riders.values)
+    q = tuple(map(spread, riders.coefficients))
+    return Summary(
+        m=z if b is None else jnp.where(b == 0, -jnp.inf, z),
+        s=zero,
+        temperature=spread(t),
+        weight=b,
+        e_d=zero if riders.with_e_d else None,
+        logit=_at_label(z, axes, riders),
+        total=q,
+        below=tuple(zero for _ in q),
+        value=v,
+        deviation=None if v is None else zero,
+        others=None if v is None else zero,
+    )
+
+
+def _at_label(z, axes, riders):
+    if riders.labels is None:
+        return None
+    return jnp.where(is_class(riders.labels, z, axes), z, 0)
+
+
+def maximum_first(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
+    z, t = masked_logits(logits), size_of(logits.temperature)
+    m = jnp.max(_weighted_logits(z, riders), axes, keepdims=True, initial=-jnp.inf)
+    gap = jnp.where(z == jnp.inf, 0, z - jnp.where(jnp.isneginf(m), 0, m))
+    is_top = (gap == 0) & (z > -jnp.inf)
+    d = gap if t is None else shifted(z, m, t)
+    return _textbook(axes, m, z, gap, d, is_top, riders)
+
+
+def in_block(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
+    z, t = masked_logits(logits), size_of(logits.temperature)
+    largest = float(jnp.finfo(z.dtype).max)
+    counting = _weighted_logits(z, riders)
+    finite = jnp.minimum(counting, largest)
+    top = jnp.max(finite, axes, keepdims=True, initial=-largest)
+    gap = jnp.minimum(z, largest) - top
+    d = gap
+    if t is not None:
+        hard, infinite = is_hard(t), jnp.isneginf(gap)
+        d = jnp.where(infinite, gap, gap / jnp.where(hard, 1, t))
+        d = jnp.where(hard & (gap < 0), -jnp.inf, d)
+    m = jnp.max(counting, axes, keepdims=True, initial=-jnp.inf)
+    return _textbook(axes, m, z, gap, d, gap == 0, riders)
+
+
+def _weighted_logits(z, riders):
+    return z if riders.weights is None else jnp.where(riders.weights == 0, -jnp.inf, z)
+
+
+def _textbook(axes, m, z, gap, d, is_top, riders):
+    """The sums about the maximum, of which the classes at the top are left out."""
+    e, v = jnp.exp(d), riders.values
+    total = functools.partial(jnp.sum, axis=axes, keepdims=True)
+    sums = _sums_about(axes, z, gap, d, e, riders)
+    tied = total(is_top.astype(z.dtype))
+    tail = total(jnp.where(is_top, 0, _weighted(riders, e)))
+    if riders.weights is None:
+        tail = tail + (tied - 1)
+        is_empty = tail == -1
+        tail = jnp.where(is_empty, 0, tail)
+    else:
+        is_empty = tied == 0
+        sums = sums._replace(weight=total(jnp.where(is_top, riders.weights, 0)))
+    if v is not None:
+        # About the value of a class with most of the probability, or about 0. That the
+        # tail decides which it is keeps the values out of the sums before: XLA has then
+        # fetched them, where a TPU holds the rows in its vector memory.
+        is_sure = is_maximum(d, tail) & (tail < 0.5)
+        value = total(jnp.where(is_sure, v, 0))
+        of_others = jnp.where(is_sure, 0, v)
+        sums = sums._replace(
+            value=value,
+            deviation=total(times(of_others, e)) - times(value, tail),
+            others=total(of_others),
+        )
+    # Of 512 numbers or more, the maximum that XLA finds on a CPU may ignore NaN (jaxlib
+    # 0.10.2). Until it does not, a sum tells.
+    m = jnp.where(jnp.isnan(tail), tail, m)
+    return Reduced(sums._replace(m=m, s=tail), d, is_empty)
+
+
+def _sums_about(axes, z, gap, d, e, riders):
+    """The sums by their formulas, with the maximum's own term in s."""
+    total = functools.partial(jnp.sum, axis=axes, keepdims=True)
+    logit = _at_label(z, axes, riders)
+    q = [jnp.broadcast_to(q, z.shape).astype(z.dtype) for q in riders.coefficients]
+    return Summary(
+        m=None,
+        s=total(_weighted(riders, e)),
+        e_d=total(e * jnp.where(e == 0, 0, d)) if riders.with_e_d else None,
+        logit=None if logit is None else total(logit),
+        total=tuple(map(total, q)),
+        below=tuple(total(q * jnp.where((q == 0) & jnp.isinf(gap), 0, gap)) for q in q),
+    )
+
+
+def _weighted(riders, e):
+    """b e. Where b is 0, z may lie far above m."""
+    if riders.weights is None:
+        return e
+    return riders.weights * jnp.minimum(e, jnp.finfo(e.dtype).max)
+
+
+def of_all_devices(axes: Axes, logits: Logits, row: Reduced) -> Reduced:
+    """A row whose classes lie on several devices, from what each has reduced."""
+    if not axes.mesh_names:
+        return row
+    t = size_of(logits.temperature)
+    summary = row.summary._replace(temperature=t)
+    summary = _without_nothing(_over_devices(axes.mesh_names, summary))
+    return _about(masked_logits(logits), t, summary)
+
+
+def _over_devices(names, summary):
+    """One message for the maximum, and one for all sums seen from it; for the value at
+    the maximum one more.
+
+    Every device adds what it is seen to have from the maximum. Those that hold it add
+    their tails, and but for one of them the 1 that is the maximum's own term.
+    """
+    m = jax.lax.pmax(jax.lax.stop_gradient(summary.m), names)
+    holds = summary.m == m
+    value = None
+    if summary.value is not None:
+        own = jnp.stack([jnp.where(holds, summary.value, 0), holds.astype(m.dtype)])
+        value, holders = device_sum(own, names)
+        value = value / jnp.maximum(holders, 1)
+    parts = seen_from(summary, m, value)
+    weight = summary.weight
+    parts = parts._replace(
+        m=holds.astype(m.dtype),
+        s=jnp.where(holds, summary.s, parts.s),
+        temperature=None,
+        weight=None if weight is None else jnp.where(holds, weight, 0),
+        value=None,
+    )
+    leaves, tree = jax.tree.flatten(parts)
+    sums = tree.unflatten(device_sum(jnp.stack(leaves), names))
+    s = sums.s if weight is not None else sums.s + (sums.m - 1)
+    others = None if value is None else sums.others - value
+    return sums._replace(m=m, s=s, value=value, others=others)
+
+
+FORMS = {"plain": maximum_first, "merged": by_merge, "in_block": in_block}
+
+
+def _summary_in(reduce):
+    def form(axes, fixed, _):
+        logits, riders = fixed
+        row = of_all_devices(axes, logits, reduce(axes, logits, riders))
+        return row.summary
+
+    return form
+
+
+def _smooth(axes, fixed, _, results):
+    logits, riders = fixed
+    z, m, t = masked_logits(logits), results.m, size_of(logits.temperature)
+    gap, d, e = shifted(z, m, None), shifted(z, m, t), exp_shifted(z, m, t)
+    sums = _sums_about(axes, z, gap, d, e, riders)
+    sums = device_sum(sums, axes.mesh_names)
+    return sums._replace(m=m, weight=results.weight)
+
+
+_summary = Pass(
+    "summary",
+    **{name: _summary_in(reduce) for name, reduce in FORMS.items()},
+    smooth=_smooth,
+)
+
+
+def summarize(axes: Axes, logits: Logits, riders: Riders = NO_RIDERS) -> Summary:
+    """The summary of every row; its arrays keep the class axes with size 1."""
+    return _summary(axes, (logits, riders))

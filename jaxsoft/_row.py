@@ -1,0 +1,131 @@
+"""A row of logits and its summary: what the rules of the library are written with.
+
+A rule is a value and a pullback. `row_rule` makes of the two a function that both modes
+of differentiation know; `Row` has the letters in which they are written, those of
+`logits` and `merge`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._autodiff import with_jvp
+from jaxsoft._core.logits import (
+    Logits,
+    exact_at_maximum,
+    exp_shifted,
+    inverse_temperature,
+    masked_logits,
+    shifted,
+    size_of,
+)
+from jaxsoft._core.mesh import Axes, row_sum, split_alike, vary_alike
+from jaxsoft._passes.summary import NO_RIDERS, Riders, summarize
+
+
+def logits_of(
+    x: Array, where: Array | None, temperature: Array | None, axes: Axes
+) -> Logits:
+    """Logits with a temperature for every row, typed as the passes want them.
+
+    A shared temperature is spread before a rule sees it: the sum over rows in its
+    derivative is then JAX's own.
+    """
+    if temperature is not None:
+        kept = [1 if i in axes else n for i, n in enumerate(x.shape)]
+        temperature = split_alike(jnp.broadcast_to(temperature, kept), x)
+    x, temperature = vary_alike(axes, x, temperature)
+    return Logits(x, where, temperature)
+
+
+class Row(NamedTuple):
+    """Rows of logits with their maxima m and tails s."""
+
+    axes: Axes
+    logits: Logits
+    m: Array
+    s: Array
+
+    @property
+    def z(self) -> Array:
+        return masked_logits(self.logits)
+
+    @property
+    def d(self) -> Array:
+        """(z - m)/t, 0 at the maximum."""
+        return exact_at_maximum(shifted(self.z, self.m, self.t), self.s)
+
+    @property
+    def e(self) -> Array:
+        return exp_shifted(self.z, self.m, self.t)
+
+    @property
+    def p(self) -> Array:
+        """0 at a masked class, and 0 throughout where nothing counts."""
+        return self.e / (1 + self.s)
+
+    @property
+    def t(self) -> Array | None:
+        return size_of(self.logits.temperature)
+
+    @property
+    def per_t(self) -> Array | float:
+        """1/t, and 0 at t = 0."""
+        return inverse_temperature(self.logits.temperature)
+
+    @property
+    def sign(self) -> Array | float:
+        """That of the temperature."""
+        temperature = self.logits.temperature
+        return 1.0 if temperature is None else jnp.where(temperature < 0, -1.0, 1.0)
+
+    def sum(self, v: Array) -> Array:
+        return row_sum(v, self.axes)
+
+    def to_x(self, dz: Array) -> Array:
+        """The cotangent of x, for one of z."""
+        x = self.logits.x
+        return jax.linear_transpose(
+            lambda x: masked_logits(self.logits._replace(x=x)), x
+        )(dz)[0]
+
+
+def summarized(
+    axes: Axes, logits: Logits, riders: Riders = NO_RIDERS
+) -> tuple[Row, Any]:
+    """The row, and its whole summary."""
+    summary = summarize(axes, logits, riders)
+    return Row(axes, logits, summary.m, summary.s), summary
+
+
+def row_rule(value: Callable[..., Any], pullback: Callable[..., Any]) -> Any:
+    """The function f(axes, logits, *given) with both modes of differentiation.
+
+    Args:
+        value: (axes, logits, *given) -> the result of f, and the few numbers per row
+            that are kept for the pullback.
+        pullback: (axes, logits, *given, kept, cotangent of the result) -> the
+            cotangents of x, of the temperature, and of each of given; None is 0.
+    """
+
+    @with_jvp
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def f(axes: Axes, logits: Logits, *given: Any) -> Any:
+        return value(axes, logits, *given)[0]
+
+    def forward(axes, logits, *given):
+        result, kept = value(axes, logits, *given)
+        return result, (logits, given, kept)
+
+    def backward(axes, residuals, cotangent):
+        logits, given, kept = residuals
+        cotangents = pullback(axes, logits, *given, kept, cotangent)
+        dx, dtemperature, *dgiven = cotangents
+        return Logits(dx, None, dtemperature), *dgiven
+
+    f.defvjp(forward, backward)
+    return f
