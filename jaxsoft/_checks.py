@@ -14,9 +14,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._core.dtypes import converted
+from jaxsoft._core.dtypes import accumulation_dtype, converted
 from jaxsoft._core.mesh import Axes, class_count, names_of
-from jaxsoft._core.numerics import accumulation_dtype
 
 # What a loss with the option ignore_index says of a mask that has one entry per row.
 IGNORE_ROWS = "To leave out a row set its label to ignore_index"

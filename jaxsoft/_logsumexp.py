@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -28,17 +27,13 @@ from jaxsoft._checks import (
     is_of,
     reject_options,
 )
+from jaxsoft._core.dtypes import accumulation_dtype, widened
+from jaxsoft._core.logits import is_hard, shifted
 from jaxsoft._core.mesh import row_sum, split_together, spread_alike, vary_alike
-from jaxsoft._core.numerics import (
-    counted_logits,
-    exp_shifted,
-    is_hard,
-    per_row,
-    shifted,
-    weighted_exp,
-)
-from jaxsoft._passes.max_and_tail import max_and_tail
-from jaxsoft._passes.one_pass import sample_and_tail
+from jaxsoft._passes.classes import to_classes
+from jaxsoft._passes.product import product
+from jaxsoft._passes.summary import Riders
+from jaxsoft._row import Row, logits_of, row_rule, summarized
 
 
 @overload
@@ -165,7 +160,7 @@ def logsumexp(
         reject_options(name, a, temperature, axis_name)
         return jax.nn.logsumexp(a, axes, b, keepdims, return_sign, where)
     tau = as_temperature(name, temperature, a, axes)
-    log_sum, sign = _reduced(a, b, where, tau, axes, keepdims, mean=False)
+    log_sum, sign = _logsumexp_jit(a, b, where, tau, axes, keepdims)
     if return_sign:
         return log_sum, sign
     return log_sum if b is None else jnp.where(sign < 0, jnp.nan, log_sum)
@@ -230,137 +225,167 @@ def logmeanexp(
         reject_options(name, x, temperature, axis_name)
         return jax.nn.logmeanexp(x, axes, where, keepdims)
     tau = as_temperature(name, temperature, x, axes)
-    return _reduced(x, None, where, tau, axes, keepdims, mean=True)[0]
+    return _logmeanexp_jit(x, where, tau, axes, keepdims)
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "keepdims", "mean"))
-def _reduced(x, b, where, temperature, axes, keepdims, mean):
+@functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
+def _logsumexp_jit(x, b, where, temperature, axes, keepdims):
     if b is not None:
         b, x = split_together(b, x)
-    temperature = per_row(temperature, x, axes)
-    (x, b), temperature = vary_alike(axes, (x, b), temperature)
-    results = _logsumexp(x, b, where, temperature, axes, mean)
+        b, _ = vary_alike(axes, (b, x), temperature)[0]
+    logits = logits_of(x, where, temperature, axes)
+    results = _logsumexp(axes, logits) if b is None else _weighted(axes, logits, b)
     return results if keepdims else tuple(jnp.squeeze(r, axes) for r in results)
 
 
-# With the letters of _numerics (z, m, d, e, s; t = |tau| and sigma its sign), the sum
-# S = sum_j b_j e_j = 1 + s, and p_i = b_i e_i / S,
-#     L = sigma (m + t log|S|)
+# With S = sum_j e_j = 1 + s, and sigma the sign of tau,
+#     L = sigma (m + t log S)
 #     dL/dx_i = p_i             sigma cancels: once from L, once from z
-#     dL/db_i = tau e_i / S     also where b_i = 0, where m does not see x_i
-#     dL/dtau = log|S| - sum_i p_i d_i        for b = 1 the entropy of p
-# The mean divides S by n, which L and dL/dtau see.
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _logsumexp(x, b, where, temperature, axes, mean):
-    return _plain(x, b, where, temperature, axes, mean)[0]
+#     dL/dtau = log S - sum_i p_i d_i, the entropy of p
+# A rule, since autodiff keeps every e_i, and has NaN at +inf, in an empty row and at
+# tau = 0.
+def _value(axes, logits):
+    with_slope = logits.temperature is not None
+    row, summary = summarized(axes, logits, Riders(with_e_d=with_slope))
+    log_total = jnp.log1p(row.s)
+    entropy = log_total - summary.e_d / (1 + row.s) if with_slope else None
+    sign = jnp.where(jnp.isneginf(row.m), 0, jnp.ones_like(row.s))
+    results = _results(row, _times_t(row, log_total), sign)
+    return results, (row.m, row.s, entropy)
 
 
-def _plain(x, b, where, temperature, axes, mean):
-    z = _weighted_logits(x, b, where, temperature)
-    m, s, total = _split(x, z, b, where, temperature, axes, mean)
-    if mean:
-        excess, _ = _log_mean(z, m, total, where, temperature, axes)
-    else:
-        excess = _log_abs_sum(s, total)
-        if temperature is not None:
-            # An infinite temperature may meet an excess of 0.
-            t = jnp.abs(temperature)
-            excess = jnp.where(excess == 0, 0, t * excess)
-    log_sum = jnp.where(jnp.isinf(m), m, m + excess)
-    if temperature is not None:
-        log_sum = jnp.where(temperature < 0, -log_sum, log_sum)
-    sign = jnp.where(jnp.isneginf(m), 0, jnp.sign(total))
-    return (log_sum.astype(x.dtype), sign.astype(x.dtype)), (m, s, total)
+def _pullback(axes, logits, kept, cotangents):
+    m, s, entropy = kept
+    row = Row(axes, logits, m, s)
+    g = widened(cotangents[0], s.dtype)
+    dx = to_classes(axes, logits, m, product(g, row.sign / (1 + s)))
+    return dx, None if entropy is None else product(g, entropy)
 
 
-def _fwd(x, b, where, temperature, axes, mean):
-    out, split = _plain(x, b, where, temperature, axes, mean)
-    return out, (x, b, where, temperature, split)
+_logsumexp = row_rule(_value, _pullback)
 
 
-def _bwd(axes, mean, residuals, cotangents):
-    x, b, where, temperature, (m, s, total) = residuals
-    z, to_input = jax.vjp(lambda x: _weighted_logits(x, b, where, temperature), x)
-    g = cotangents[0].astype(z.dtype)
-    empty_sum = total == 0
-    total_or_1 = jnp.where(empty_sum, 1, total)
-    total = jnp.where(empty_sum, jnp.inf, total)
-    weights = None if b is None else b.astype(z.dtype)
-    p = weighted_exp(z, m, weights, temperature) / total
-    if temperature is None:
-        dz, dtemperature = g * p, None
-    else:
-        dz = g * jnp.where(temperature < 0, -p, p)
-        d = shifted(z, m, temperature)
-        if mean:
-            _, log_mean = _log_mean(z, m, total, where, temperature, axes)
-            slope = -_mean(_exp_times_log(d - log_mean), where, axes)
-        else:
-            p_d = p * jnp.where(jnp.isinf(d), 0, d)
-            log_sum = _log_abs_sum(s, total_or_1)
-            slope = log_sum - row_sum(p_d, axes)
-        dtemperature = g * slope
-    db = None
-    if b is not None:
-        db = _weights_cotangent(z, m, temperature, g / total).astype(b.dtype)
-    return to_input(dz)[0], db, None, dtemperature
+def _times_t(row, v):
+    """t v. An infinite temperature may meet a v of 0."""
+    return v if row.t is None else jnp.where(v == 0, 0, row.t * v)
 
 
-_logsumexp.defvjp(_fwd, _bwd)
+def _results(row, excess, sign):
+    """sigma (m + excess) and the sign of the sum, in the dtype of x."""
+    log_sum = row.sign * jnp.where(jnp.isinf(row.m), row.m, row.m + excess)
+    dtype = row.logits.x.dtype
+    return log_sum.astype(dtype), sign.astype(dtype)
 
 
-def _weighted_logits(x, b, where, temperature):
-    """z; NaN where the weight is 0 does not count."""
-    return counted_logits(x, _counting(x, b, where), temperature)
+# With weights, m is the maximum where b is not 0, and S = sum_j b_j e_j = b_m + r, with
+# the sum r of the others. p_i = b_i e_i / S,
+#     L = sigma (m + t log|S|)
+#     dL/dx_i = p_i
+#     dL/db_i = tau e_i / S     also where b_i = 0, and x_i may lie far above m
+#     dL/dtau = log|S| - sum_i p_i d_i
+def _weighted_value(axes, logits, b):
+    logits = _counting(logits, b)
+    weights = b.astype(accumulation_dtype(b.dtype))
+    row, summary = summarized(axes, logits, Riders(weights=weights))
+    log_total = _log_of_sum(summary.weight, summary.s)
+    total = summary.weight + summary.s
+    sign = jnp.where(jnp.isneginf(row.m), 0, jnp.sign(total))
+    results = _results(row, _times_t(row, log_total), sign)
+    return results, (row.m, total, log_total)
 
 
-def _counting(x, b, where):
-    if b is None:
-        return where
-    counts = (b != 0) | ~jnp.isnan(x)
-    return counts if where is None else where & counts
+def _weighted_pullback(axes, logits, b, kept, cotangents):
+    m, total, log_total = kept
+    row = Row(axes, _counting(logits, b), m, jnp.zeros_like(m))
+    g = widened(cotangents[0], m.dtype)
+    # A sum of 0 has the derivative 0.
+    per_total = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+    z, e = row.z, row.e
+    largest = jnp.finfo(e.dtype).max
+    p = b.astype(e.dtype) * jnp.minimum(e, largest) * per_total
+    dx = row.to_x(product(g, row.sign * p))
+    # 0 times the e of an entry far above m is 0.
+    above = (z == jnp.inf) & (m < jnp.inf) | jnp.isinf(e)
+    e = jnp.where(above, largest, e)
+    db = product(g, e * per_total) * jnp.where(above, largest, 1)
+    db = jnp.where(jnp.isneginf(m), 0, db)
+    dtemperature = None
+    if logits.temperature is not None:
+        db = db * logits.temperature
+        d = shifted(z, m, row.t)
+        p_d = p * jnp.where(jnp.isinf(d), 0, d)
+        finite_log = jnp.where(total == 0, 0, log_total)
+        dtemperature = product(g, finite_log - row.sum(p_d))
+    return dx, dtemperature, db.astype(b.dtype)
 
 
-def _split(x, z, b, where, temperature, axes, mean):
-    """(m, s, S). Weights may make S so small that s = S - 1 has lost its digits."""
-    if b is None and temperature is None and not mean:
-        m, s = sample_and_tail(x, where, axes, to_add=True)
-        return m, s, 1 + s
-    if b is None:
-        m, s = max_and_tail(x, where, temperature, axes)
-        return m, s, 1 + s
-    weights = b.astype(z.dtype)
-    m, s = max_and_tail(x, _counting(x, b, where), temperature, axes, weights=weights)
-    terms = jnp.where(jnp.isneginf(m), 0, weighted_exp(z, m, weights, temperature))
-    return m, s, jnp.where(jnp.abs(s) < 0.5, 1 + s, row_sum(terms, axes))
+_weighted = row_rule(_weighted_value, _weighted_pullback)
 
 
-def _log_abs_sum(s, total):
-    # log1p keeps a small tail.
-    near_1 = jnp.abs(s) < 0.5
-    log_abs = jnp.log(jnp.where(near_1 | (total == 0), 1, jnp.abs(total)))
-    log_abs = jnp.where(near_1, jnp.log1p(jnp.where(near_1, s, 0)), log_abs)
-    return jnp.where(total == 0, -jnp.inf, log_abs)
+def _counting(logits, b):
+    """An entry that is NaN does not count where its weight is 0."""
+    counts = (b != 0) | ~jnp.isnan(logits.x)
+    if logits.where is not None:
+        counts = counts & logits.where
+    return logits._replace(where=counts)
+
+
+def _log_of_sum(weight, rest):
+    """log|weight + rest|, with the digits of a sum near 1."""
+    total = weight + rest
+    near_1 = jnp.abs(total - 1) < 0.5
+    log_near_1 = jnp.log1p(jnp.where(near_1, (weight - 1) + rest, 0))
+    empty = total == 0
+    log_abs = jnp.log(jnp.where(near_1 | empty, 1, jnp.abs(total)))
+    return jnp.where(empty, -jnp.inf, jnp.where(near_1, log_near_1, log_abs))
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
+def _logmeanexp_jit(x, where, temperature, axes, keepdims):
+    m = _logmeanexp(axes, logits_of(x, where, temperature, axes))
+    return m if keepdims else jnp.squeeze(m, axes)
+
+
+# The mean divides S by the number n of entries that count, which M and dM/dtau see:
+#     M = sigma (m + t log(S/n))        dM/dx_i = p_i
+#     dM/dtau = log(S/n) - sum_i p_i d_i
+def _mean_value(axes, logits):
+    row, _ = summarized(axes, logits)
+    excess, _ = _log_mean(row)
+    return _results(row, excess, row.s)[0], (row.m, row.s)
+
+
+def _mean_pullback(axes, logits, kept, g):
+    row = Row(axes, logits, *kept)
+    g = widened(g, row.s.dtype)
+    dx = to_classes(axes, logits, row.m, product(g, row.sign / (1 + row.s)))
+    if logits.temperature is None:
+        return dx, None
+    d = shifted(row.z, row.m, row.t)
+    slope = -_mean(row, _exp_times_log(d - _log_mean(row)[1]))
+    return dx, product(g, slope)
+
+
+_logmeanexp = row_rule(_mean_value, _mean_pullback)
 
 
 # Where the entries are near each other, S/n is nearly 1. With q = S/n - 1,
 #     q = mean_i (exp(d_i) - 1)        t log(S/n) = t log1p(q)
 # and at large temperatures, up to infinity, where exp(d) - 1 is d and log1p(q) is q,
 # t stands in both and goes.
-def _log_mean(z, m, total, where, temperature, axes):
+def _log_mean(row):
     """t log(S/n), and log(S/n)."""
-    d = shifted(z, m, temperature)
+    z, m = row.z, row.m
+    d, gap = shifted(z, m, row.t), shifted(z, m, None)
     linear = float(jnp.finfo(z.dtype).eps) / 4
-    t = jnp.ones((), z.dtype) if temperature is None else jnp.abs(temperature)
+    t = jnp.ones((), z.dtype) if row.t is None else row.t
     hard = is_hard(t)
     t = jnp.where(hard, 0, t)
-    gap = shifted(z, m, None)
-    t_q = _mean(jnp.where(jnp.abs(d) < linear, gap, t * jnp.expm1(d)), where, axes)
+    t_q = _mean(row, jnp.where(jnp.abs(d) < linear, gap, t * jnp.expm1(d)))
     q = jnp.where(jnp.isinf(t), 0, t_q / jnp.where(hard, 1, t))
     near_1 = (q > -0.5) & ~hard
     log_near_1 = jnp.log1p(jnp.where(near_1, q, 0))
-    log_mean = jnp.log(total) - jnp.log(jnp.maximum(_count(z, where, axes), 1))
+    log_mean = jnp.log1p(row.s) - jnp.log(jnp.maximum(_count(row), 1))
     log_mean = jnp.where(near_1, log_near_1, log_mean)
     return jnp.where(near_1 & (jnp.abs(q) < linear), t_q, t * log_mean), log_mean
 
@@ -377,27 +402,16 @@ def _exp_times_log(v):
     return jnp.where(is_small, small**2 * series, direct)
 
 
-def _mean(v, where, axes):
-    count = jnp.maximum(_count(v, where, axes), 1)
+def _mean(row, v):
+    where = row.logits.where
     v = v if where is None else jnp.where(spread_alike(where, v), v, 0)
-    return row_sum(v, axes) / count
+    return row.sum(v) / jnp.maximum(_count(row), 1)
 
 
-def _count(v, where, axes):
-    included = jnp.ones_like(v) if where is None else spread_alike(where, v)
-    return row_sum(jnp.broadcast_to(included, v.shape), axes, v.dtype)
-
-
-def _weights_cotangent(z, m, temperature, g):
-    e = exp_shifted(z, m, temperature)
-    # An entry that b = 0 excludes may lie so far above m that e overflows; the limit
-    # and the factor keep 0 e = 0 for a zero cotangent.
-    above = (z == jnp.inf) & (m < jnp.inf) | jnp.isinf(e)
-    huge = jnp.finfo(e.dtype).max
-    db = g * jnp.where(above, huge, e) * jnp.where(above, huge, 1)
-    if temperature is not None:
-        db = db * temperature
-    return jnp.where(jnp.isneginf(m), 0, db)
+def _count(row):
+    where, z = row.logits.where, row.z
+    included = jnp.ones_like(z) if where is None else spread_alike(where, z)
+    return row_sum(jnp.broadcast_to(included, z.shape), row.axes, z.dtype)
 
 
 def _broadcast_together(a: Array, b: Array) -> tuple[Array, Array]:

@@ -14,20 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._core.dtypes import accumulation_dtype
+from jaxsoft._core.logits import Logits
 from jaxsoft._core.mesh import Axes, varying_like
-from jaxsoft._core.numerics import accumulation_dtype
 from jaxsoft._linear.chunks import (
     Head,
     Tokens,
     column,
     head_logits,
+    matrix_product,
     narrowed,
     over_counted_tokens,
-    product,
     rows_at,
 )
+from jaxsoft._losses.nll import label_terms
 from jaxsoft._losses.per_row import RowLabels, combined_terms
-from jaxsoft._losses.row_terms import row_terms
 
 
 class TokenChunks(NamedTuple):
@@ -48,7 +49,7 @@ class Summands(NamedTuple):
 
 
 # With the logits x = h w + b of a chunk of tokens, and dx = dL/dx from the rule of
-# `row_terms`, the forward pass sums
+# `label_terms`, the forward pass sums
 #     dw += dx^T h      db += sum of dx over tokens      dh = dx w of the chunk
 # and the backward pass multiplies them by the cotangent of L.
 @with_jvp
@@ -88,11 +89,11 @@ def _fwd(hidden, head, summands, chunks):
         )
         dx, dshared, dsmooth = pullback(jnp.ones_like(loss))
         factors = narrowed(dx, jnp.promote_types(hidden.dtype, head.weight.dtype))
-        dhidden = product(factors, head.weight, (1, chunks.vocab_axis), dx.dtype)
+        dhidden = matrix_product(factors, head.weight, (1, chunks.vocab_axis), dx.dtype)
         dweight = dbias = None
         if wants_weight:
             pair = (factors, hidden) if chunks.vocab_axis == 0 else (hidden, factors)
-            dweight = product(*pair, (0, 0), dx.dtype)
+            dweight = matrix_product(*pair, (0, 0), dx.dtype)
         if wants_bias:
             dbias = jnp.sum(dx, 0)
         more = Head(dweight, dbias, dshared.spread_weight, dshared.softcap)
@@ -131,16 +132,9 @@ summed_loss.defvjp(_fwd, _bwd, symbolic_zeros=True)
 def _loss_of_logits(x, shared, summands, chunks):
     tokens = jax.tree.map(column, summands.tokens)
     spread_weight = shared.spread_weight
-    terms = row_terms(
-        x,
-        tokens.labels,
-        None if spread_weight is None else spread_weight[None],
-        tokens.where,
-        tokens.temperature,
-        shared.softcap,
-        Axes((1,)),
-        chunks.with_logsumexp,
-    )
+    logits = Logits(x, tokens.where, tokens.temperature)
+    w = None if spread_weight is None else spread_weight[None]
+    terms = label_terms(Axes((1,)), logits, tokens.labels, w, shared.softcap)
     terms = jax.tree.map(lambda term: jnp.squeeze(term, 1), terms)
     labels, options = summands.tokens.labels, summands.options
     return jnp.sum(combined_terms(terms, labels, summands.included, options)[0])

@@ -31,8 +31,8 @@ from jaxsoft._checks import (
     as_softcap,
     as_temperature,
 )
+from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import Axes, class_count, vary_alike, without_types
-from jaxsoft._core.numerics import accumulation_dtype
 from jaxsoft._linear.accumulate import Summands, TokenChunks, summed_loss
 from jaxsoft._linear.chunks import Head, Stream, Tokens, has_narrow_range
 from jaxsoft._linear.recompute import linear_terms

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._core.batching import largest_of_batch
-from jaxsoft._core.dtypes import saturated
-from jaxsoft._core.mesh import local_index
-from jaxsoft._core.numerics import accumulation_dtype
+from jaxsoft._core.dtypes import accumulation_dtype, saturated
+from jaxsoft._core.logits import capped
 
 
 class Head(NamedTuple):
@@ -68,7 +67,7 @@ def narrowed(dx, dtype):
     return dx.astype(dtype)
 
 
-def product(a, b, contracted, dtype):
+def matrix_product(a, b, contracted, dtype):
     """Matrix product over one axis of each, summed in dtype."""
     common = jnp.promote_types(a.dtype, b.dtype)
     dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
@@ -81,7 +80,7 @@ def head_logits(hidden, head, vocab_axis):
     """hidden w + b in the accumulation dtype, for a head or a chunk of one."""
     common = jnp.promote_types(hidden.dtype, head.weight.dtype)
     dtype = accumulation_dtype(common)
-    x = product(hidden, head.weight, (1, 1 - vocab_axis), dtype)
+    x = matrix_product(hidden, head.weight, (1, 1 - vocab_axis), dtype)
     return x if head.bias is None else x + head.bias.reshape(1, -1).astype(dtype)
 
 
@@ -123,9 +122,27 @@ def chunk_mask(chunk, tokens):
     return mask
 
 
-def is_label(chunk, tokens):
-    hit = chunk.classes == tokens.labels.class_index
-    return hit if chunk.fresh is None else hit & chunk.fresh
+def chunk_label(chunk, tokens):
+    """The label's index in the chunk; -1 where it is not one of its fresh classes."""
+    index = tokens.labels.class_index - chunk.classes[:, :1]
+    size = chunk.classes.shape[1]
+    found = (index >= 0) & (index < size)
+    if chunk.fresh is not None:
+        first_fresh = size - jnp.sum(chunk.fresh, dtype=jnp.int32)
+        found = found & (index >= first_fresh)
+    return jnp.where(found, index, -1)
+
+
+def capped_chunk(x, mask, softcap):
+    """c tanh(x/c), and what takes its cotangent to those of x and c."""
+    if softcap is None:
+        return x, lambda dx: (dx, None)
+
+    def cap(x, softcap):
+        # A NaN that does not count must not meet the derivative of the cap.
+        return capped(x if mask is None else jnp.where(mask, x, 0), softcap)
+
+    return jax.vjp(cap, x, softcap)
 
 
 def assembled(dchunks, head: Any, stream) -> Any:
@@ -149,25 +166,6 @@ def assembled(dchunks, head: Any, stream) -> Any:
         joined(dchunks.spread_weight, head.spread_weight, 0),
         None,
     )
-
-
-def logit_of_label(z, chunk, tokens):
-    """z of the label, 0 where the chunk has it not. An accelerator compares on its way
-    through the chunk; a CPU, which would write the choices to memory, takes one number
-    from each row."""
-
-    def compared(z):
-        return jnp.sum(jnp.where(is_label(chunk, tokens), z, 0), 1, keepdims=True)
-
-    def taken(z):
-        in_chunk = tokens.labels.class_index - chunk.classes[:, :1]
-        index, found = local_index(in_chunk, z.shape[1], ())
-        if chunk.fresh is not None:
-            found = found & chunk.fresh[0, index]
-        z = jnp.take_along_axis(z, index, 1, mode="promise_in_bounds")
-        return jnp.where(found, z, 0)
-
-    return jax.lax.platform_dependent(z, cpu=taken, default=compared)
 
 
 def over_counted_tokens(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
     as_array,
@@ -22,12 +21,8 @@ from jaxsoft._checks import (
     fitted,
     is_of,
 )
-from jaxsoft._core.numerics import (
-    accumulation_dtype,
-    counted_logits,
-    exp_below,
-    log1p_exp,
-)
+from jaxsoft._core.dtypes import accumulation_dtype
+from jaxsoft._core.logits import Logits, log1p_exp, masked_logits
 from jaxsoft._logsumexp import logsumexp
 from jaxsoft._losses.per_row import (
     RowTerms,
@@ -36,7 +31,9 @@ from jaxsoft._losses.per_row import (
     row_options,
     times_loss,
 )
-from jaxsoft._passes.max_and_tail import max_and_tail
+from jaxsoft._passes.classes import to_classes
+from jaxsoft._passes.product import product
+from jaxsoft._row import logits_of, row_rule, summarized
 
 
 def binary_cross_entropy(
@@ -126,7 +123,7 @@ def _binary_labels(name: str, labels: ArrayLike, logits: Array) -> Array:
 def _binary_jit(
     logits, labels, pos_weight, sample_weight, label_smoothing, *, reduction
 ):
-    z = counted_logits(logits, None, None)
+    z = masked_logits(Logits(logits))
     y = labels
     if label_smoothing is not None:
         y = (1 - label_smoothing) * y + label_smoothing / 2
@@ -203,47 +200,32 @@ def multilabel_cross_entropy(
 
 @functools.partial(jax.jit, static_argnames=("axes", "reduction"))
 def _multilabel_jit(logits, is_yes, where, *, axes, reduction):
-    of_no = _log1p_sum_exp(logits, is_yes, where, axes, False)
-    of_yes = _log1p_sum_exp(logits, is_yes, where, axes, True)
-    loss = jnp.squeeze(of_no + of_yes, axes)
+    def of_kind(x, mask):
+        mask = mask if where is None else where & mask
+        return _log1p_sum_exp(axes, logits_of(x, mask, None, axes))
+
+    loss = jnp.squeeze(of_kind(logits, ~is_yes) + of_kind(-logits, is_yes), axes)
     return reduced_loss(loss, jnp.ones_like(loss), reduction)
 
 
-# N = log(1 + sum_i exp(z_i)), the logsumexp of z and a class of logit 0, for z = x over
-# the no classes, or z = -x over the yes classes. With m, e, s of the z alone (letters
-# of _numerics), and M = max(m, 0), the split of the whole is
-#     tail = s + exp(-m)           where m > 0
-#          = exp(m) (1 + s)        elsewhere, where the 1 that is kept apart is exp(0)
-#     N = M + log1p(tail)          dN/dz_i = e_i exp(m - M) / (1 + tail)
+# N = log(1 + sum_i exp(z_i)), the logsumexp of z and a class of logit 0. With m, e, s
+# of the z alone, and M = max(m, 0), the tail of the whole is
+#     T = s + exp(-m)           where m > 0
+#       = exp(m) (1 + s)        elsewhere, where the 1 that is kept apart is exp(0)
+#     N = M + log(1 + T)        dN/dz_i = e_i exp(m - M) / (1 + T)
 # A rule, since autodiff would save every e_i.
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _log1p_sum_exp(x, is_yes, where, axes, of_yes):
-    return _log1p_sum_exp_fwd(x, is_yes, where, axes, of_yes)[0]
+def _log1p_sum_exp_value(axes, logits):
+    row, _ = summarized(axes, logits)
+    return jnp.maximum(row.m, 0) + jnp.log1p(_tail_with_zero(row.m, row.s)), row[2:]
 
 
-def _log1p_sum_exp_fwd(x, is_yes, where, axes, of_yes):
-    z = _one_kind(x, is_yes, where, of_yes)
-    m, s = max_and_tail(z, None, None, axes)
-    tail = _tail_with_zero(m, s)
-    return jnp.maximum(m, 0) + jnp.log1p(tail), (x, is_yes, where, m, s)
-
-
-def _log1p_sum_exp_bwd(axes, of_yes, residuals, g):
-    x, is_yes, where, m, s = residuals
-    z, to_input = jax.vjp(lambda x: _one_kind(x, is_yes, where, of_yes), x)
+def _log1p_sum_exp_pullback(axes, logits, kept, g):
+    m, s = kept
     scale = jnp.exp(jnp.minimum(m, 0)) / (1 + _tail_with_zero(m, s))
-    e = exp_below(z, m, None)
-    return to_input(g * scale * e)[0], None, None
+    return to_classes(axes, logits, m, product(g, scale)), None
 
 
-_log1p_sum_exp.defvjp(_log1p_sum_exp_fwd, _log1p_sum_exp_bwd)
-
-
-def _one_kind(x, is_yes, where, of_yes):
-    of_kind = is_yes if of_yes else ~is_yes
-    mask = of_kind if where is None else where & of_kind
-    return counted_logits(-x if of_yes else x, mask, None)
+_log1p_sum_exp = row_rule(_log1p_sum_exp_value, _log1p_sum_exp_pullback)
 
 
 def _tail_with_zero(m, s):

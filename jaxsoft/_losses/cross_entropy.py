@@ -26,6 +26,7 @@ from jaxsoft._checks import (
     is_of,
     reduced_shape,
 )
+from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import (
     Axes,
     class_count,
@@ -33,7 +34,7 @@ from jaxsoft._core.mesh import (
     split_together,
     vary_alike,
 )
-from jaxsoft._core.numerics import accumulation_dtype, per_row
+from jaxsoft._losses.nll import counted_probabilities, label_terms, probability_terms
 from jaxsoft._losses.per_row import (
     combined_terms,
     included_classes,
@@ -42,7 +43,7 @@ from jaxsoft._losses.per_row import (
     row_labels,
     row_options,
 )
-from jaxsoft._losses.row_terms import WeightedProbabilities, row_terms
+from jaxsoft._row import logits_of
 
 
 def cross_entropy(
@@ -186,57 +187,48 @@ def _cross_entropy(
     ignore_index,
     reduction,
 ):
-    are_indices = is_of(labels.dtype, jnp.integer)
-    if not are_indices:
-        labels, logits = split_together(labels, logits)
-    class_weight = local_weight(options["class_weight"], logits.shape, axes)
-    options["class_weight"] = class_weight
-    class_weight = _along_axes(class_weight, logits.shape, axes)
-    if class_weight is not None:
-        class_weight = split_alike(class_weight, logits)
-    row_index = None
-    if are_indices:
+    options["class_weight"] = local_weight(options["class_weight"], logits.shape, axes)
+    w = _class_weights(options, logits, axes)
+    index = None
+    if is_of(labels.dtype, jnp.integer):
         classes = class_count(logits.shape, axes)
         labels = split_alike(jnp.expand_dims(labels, axes), logits)
-        targets = row_labels("cross_entropy", labels, classes, ignore_index)
-        row_index = jax.tree.map(lambda v: jnp.squeeze(v, axes), targets)
-    else:
-        targets = WeightedProbabilities(labels, class_weight)
-    spread_weight = None
-    label_smoothing = options["label_smoothing"]
-    if label_smoothing is not None:
-        spread_weight = class_weight
-        if class_weight is None:
-            spread_weight = jnp.ones((1,) * logits.ndim, label_smoothing.dtype)
-    temperature = per_row(temperature, logits, axes)
-    if row_index is None:
-        (logits, targets, spread_weight), temperature = vary_alike(
-            axes, (logits, targets, spread_weight), temperature
+        labels = row_labels("cross_entropy", labels, classes, ignore_index)
+        index = jax.tree.map(lambda v: jnp.squeeze(v, axes), labels)
+        (logits, w, softcap), (labels, temperature) = vary_alike(
+            axes, (logits, w, softcap), (labels, temperature)
         )
+        terms_of = label_terms
     else:
-        (logits, spread_weight), (targets, temperature) = vary_alike(
-            axes, (logits, spread_weight), (targets, temperature)
+        labels, logits = split_together(labels, logits)
+        (logits, labels, w, softcap), temperature = vary_alike(
+            axes, (logits, labels, w, softcap), temperature
         )
-    terms = row_terms(
-        logits,
-        targets,
-        spread_weight,
-        where,
-        temperature,
-        softcap,
-        axes,
-        options["z_loss"] is not None,
-    )
+        labels = labels.astype(accumulation_dtype(logits.dtype))
+        labels = counted_probabilities(labels, where)
+        labels = labels if options["class_weight"] is None else labels * w
+        terms_of = probability_terms
+    given = logits_of(logits, where, temperature, axes)
+    uniform = None if options["label_smoothing"] is None else w
+    terms = terms_of(axes, given, labels, uniform, softcap)
     terms = jax.tree.map(lambda term: jnp.squeeze(term, axes), terms)
     included = included_classes(where, logits.shape, axes)
-    options = row_options(row_index, terms.nll.shape, axes, **options)
-    return reduced_loss(*combined_terms(terms, row_index, included, options), reduction)
+    options = row_options(index, terms.nll.shape, axes, **options)
+    return reduced_loss(*combined_terms(terms, index, included, options), reduction)
 
 
-def _along_axes(class_weight: Array | None, shape: tuple[int, ...], axes: Axes):
+def _class_weights(options, logits, axes):
+    """The class weights, or 1 for label smoothing, along the class axes."""
+    class_weight, label_smoothing = options["class_weight"], options["label_smoothing"]
+    if class_weight is not None:
+        return split_alike(_along_axes(class_weight, logits.shape, axes), logits)
+    if label_smoothing is not None:
+        return jnp.ones((1,) * logits.ndim, label_smoothing.dtype)
+    return None
+
+
+def _along_axes(class_weight: Array, shape: tuple[int, ...], axes: Axes) -> Array:
     """Weights of flat class indices, laid along the class axes of the logits."""
-    if class_weight is None:
-        return None
     weights = class_weight.reshape([shape[a] for a in axes])
     weights = jnp.transpose(weights, sorted(range(len(axes)), key=axes.__getitem__))
     return jnp.expand_dims(weights, [i for i in range(len(shape)) if i not in axes])

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
     AxisName,
@@ -26,21 +25,12 @@ from jaxsoft._checks import (
     as_temperature,
     reduced_shape,
 )
+from jaxsoft._core.dtypes import accumulation_dtype
+from jaxsoft._core.logits import is_hard
 from jaxsoft._core.mesh import split_together, vary_alike
-from jaxsoft._core.numerics import (
-    accumulation_dtype,
-    counted_logits,
-    exact_at_maximum,
-    inverse_temperature,
-    is_maximum,
-    per_row,
-    probabilities,
-    rounding_of_shifted,
-    shifted,
-)
 from jaxsoft._losses.per_row import RowTerms, combined_terms, reduced_loss, row_options
-from jaxsoft._passes.cpu_sums import sum_of_choices
-from jaxsoft._passes.max_and_tail import max_and_tail
+from jaxsoft._passes.product import product
+from jaxsoft._row import Row, logits_of, row_rule, summarized
 
 
 def kl_divergence(
@@ -140,9 +130,9 @@ def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reducti
     if accumulation_dtype(x.dtype) != accumulation_dtype(y.dtype):
         x, y = (v.astype(jnp.promote_types(x.dtype, y.dtype)) for v in (x, y))
     y, x = split_together(y, x)
-    temperature = per_row(temperature, x, axes)
     (x, y), temperature = vary_alike(axes, (x, y), temperature)
-    kl = jnp.squeeze(_kl_divergence(x, y, where, temperature, axes), axes)
+    target = logits_of(x, where, temperature, axes)
+    kl = jnp.squeeze(_kl_divergence(axes, target, y), axes)
     terms = RowTerms(kl, None, None)
     options = row_options(None, kl.shape, sample_weight=sample_weight)
     return reduced_loss(
@@ -150,103 +140,69 @@ def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reducti
     )
 
 
-# With d, e, s of x and b, f, r the same of y (letters of _numerics; b for the shifted
-# y, f = exp(b), r its tail), and
-#     delta_i = b_i - d_i            mean = sum_i p_i delta_i
-#     v_i     = delta_i - mean       c_i  = p_i (exp(v_i) - 1 - v_i) >= 0
-# (with delta measured from that of a class with p > 1/2, where v = -mean then keeps the
-# digits of the other classes)
-# the divergence is log1p(sum_i c_i): a sum of positive terms, of second order in the
-# difference of the distributions, as the divergence itself is. Then
-#     log(q_i / p_i) = v_i - KL
-#     t KL_y = q_i - p_i = p_i (exp(v_i - KL) - 1)
-#     t KL_x = p_i (log(p_i / q_i) - KL) = -p_i v_i
-#     t KL_t = -sum_i (t KL_x d_i + t KL_y b_i)
-# Where the sum of c_i overflows the divergence is above 80, and its plain formula,
-# log1p(r) - log1p(s) - mean, has nothing to lose.
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _kl_divergence(x, y, where, temperature, axes):
-    return _plain(x, y, where, temperature, axes)[0]
+# With p, m, s of the target x, and q, n, r of the logits y,
+#     delta_i = log q_i - log p_i        phi(delta) = exp(delta) - 1 - delta >= 0
+#     KL = sum_i p_i phi(delta_i)
+# since sum_i p_i exp(delta_i) = sum_i q_i = 1: a sum of positive terms, of second order
+# in the difference of the distributions, as the divergence itself is. An error of
+# delta that all classes share, that of log((1 + r)/(1 + s)), is of second order in it.
+#     t KL_y = q_i - p_i = p_i (exp(delta_i) - 1)
+#     t KL_x = p_i (log(p_i / q_i) - KL) = -p_i (delta_i + KL)
+#     t KL_t = -sum_i (t KL_x d_i + t KL_y b_i)        d of x, b of y
+# A rule, for the digits and for the limits at infinite logits, where autodiff is NaN.
+def _kl_value(axes, target, y):
+    of_x, _ = summarized(axes, target)
+    of_y, _ = summarized(axes, target._replace(x=y))
+    p, q, delta = of_x.p, of_y.p, _log_ratio(of_x, of_y)
+    # As p exp(delta) = q, a class with p = 0 keeps its q. The last bits of the general
+    # form may be below 0.
+    near = (jnp.abs(delta) < 0.5) & (p > 0)
+    general = jnp.maximum(q - p * (1 + delta), 0)
+    terms = jnp.where(near, p * _exp_minus_line(delta), general)
+    kl = jnp.where(jnp.isneginf(of_x.m), 0, of_x.sum(terms))
+    return kl, (of_x[2:], of_y[2:], kl)
 
 
-def _plain(x, y, where, temperature, axes):
-    z = counted_logits(x, where, temperature)
-    w = counted_logits(y, where, temperature)
-    m, s = max_and_tail(x, where, temperature, axes)
-    n, r = max_and_tail(y, where, temperature, axes)
-    p = probabilities(z, m, s, temperature)
-    delta = _log_ratio(p, (z, m, s), (w, n, r), temperature)
-    likely = sum_of_choices(jnp.where(p > 0.5, delta, 0), axes)
-    likely = jnp.where(jnp.isinf(likely), 0, likely)
-    mean = sum_of_choices(p * (delta - likely), axes)
-    v = _deviation(p, delta, likely, mean)
-    # p exp(v), written with y so that a class with p = 0 keeps its q.
-    b = shifted(w, n, temperature)
-    shift = likely + jnp.where(jnp.isinf(mean), 0, mean)
-    f_over_sum = jnp.exp(b - shift) / (1 + s)
-    near = jnp.abs(v) < 0.5
-    c = jnp.where(near & (p > 0), p * _exp_minus_line(v), f_over_sum - p * (1 + v))
-    total = sum_of_choices(c, axes)
-    plain = jnp.log1p(r) - jnp.log1p(s) - (mean + likely)
-    large = ~(total < jnp.finfo(total.dtype).max) | jnp.isinf(mean)
-    kl = jnp.where(large, plain, jnp.log1p(jnp.where(large, 0, total)))
-    return jnp.where(jnp.isneginf(m), 0, kl), (m, s, n, r, likely, mean, kl)
-
-
-def _fwd(x, y, where, temperature, axes):
-    kl, row_numbers = _plain(x, y, where, temperature, axes)
-    return kl, (x, y, where, temperature, row_numbers)
-
-
-def _bwd(axes, residuals, g):
-    x, y, where, temperature, (m, s, n, r, likely, mean, kl) = residuals
-    z, to_x = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
-    w, to_y = jax.vjp(lambda y: counted_logits(y, where, temperature), y)
-    p = probabilities(z, m, s, temperature)
-    q = probabilities(w, n, r, temperature)
-    g = jnp.where(jnp.isneginf(m), 0, g) * inverse_temperature(temperature)
+def _kl_pullback(axes, target, y, kept, g):
+    of_target, of_logits, kl = kept
+    of_x = Row(axes, target, *of_target)
+    of_y = Row(axes, target._replace(x=y), *of_logits)
+    g = product(jnp.where(jnp.isneginf(of_x.m), 0, g), jnp.ones_like(g) * of_x.per_t)
+    p, q, delta = of_x.p, of_y.p, _log_ratio(of_x, of_y)
     infinite = jnp.isinf(kl)
-    delta = _log_ratio(p, (z, m, s), (w, n, r), temperature)
-    v = jnp.where(infinite, 0, _deviation(p, delta, likely, mean))
-    log_ratio = v - jnp.where(infinite, 0, kl)
-    # Of a large divergence the log ratio has lost more digits than q - p.
-    near = (jnp.abs(log_ratio) < 0.5) & (p > 0) & (kl < 1)
-    in_w = jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
-    in_z = -p * v
+    near = (jnp.abs(delta) < 0.5) & (p > 0)
+    in_y = jnp.where(near, p * jnp.expm1(jnp.where(near, delta, 0)), q - p)
+    in_x = jnp.where(infinite, 0, -p * (delta + jnp.where(infinite, 0, kl)))
+    in_x = jnp.where(p == 0, 0, in_x)
     dtemperature = None
-    if temperature is not None:
-        d, b = shifted(z, m, temperature), shifted(w, n, temperature)
-        d, b = (jnp.where(jnp.isinf(u), 0, u) for u in (d, b))
-        # Times 1/temperature last, or infinities of both signs would meet.
-        both = sum_of_choices(in_z * d + in_w * b, axes)
-        dtemperature = -jnp.sign(temperature) * g * both
-    return to_x(g * in_z)[0], to_y(g * in_w)[0], None, dtemperature
+    if target.temperature is not None:
+        d, b = (jnp.where(jnp.isinf(v.d), 0, v.d) for v in (of_x, of_y))
+        both = of_x.sum(in_x * d + in_y * b)
+        dtemperature = product(g, -of_x.sign * both)
+    dx = of_x.to_x(product(g, in_x))
+    return dx, dtemperature, of_y.to_x(product(g, in_y))
 
 
-_kl_divergence.defvjp(_fwd, _bwd)
+_kl_divergence = row_rule(_kl_value, _kl_pullback)
 
 
-def _log_ratio(p, of_target, of_logits, temperature):
-    """delta, and 0 where p is 0."""
-    d, rounding_of_d = _shifted_and_rounding(of_target, temperature)
-    b, rounding_of_b = _shifted_and_rounding(of_logits, temperature)
-    delta = (b - jnp.where(p == 0, 0, d)) + (rounding_of_b - rounding_of_d)
-    return jnp.where(p == 0, 0, delta)
+def _log_ratio(of_x, of_y):
+    """delta, and 0 where p is 0.
 
-
-def _shifted_and_rounding(split, temperature):
-    """d, and what it lacks: delta may be far smaller than d and b."""
-    z, m, s = split
-    d = shifted(z, m, temperature)
-    rounding = rounding_of_shifted(z, m, d, temperature)
-    return exact_at_maximum(d, s), jnp.where(is_maximum(d, s), 0, rounding)
-
-
-def _deviation(p, delta, likely, mean):
-    """v, and 0 where p is 0 or the mean is infinite."""
-    skip = (p == 0) | jnp.isinf(mean)
-    return jnp.where(skip, 0, delta - likely) - jnp.where(skip, 0, mean)
+    From ((y - x) - (n - m))/t, which rounds little away where the logits nearly agree;
+    at infinities and at t = 0, from the difference of d.
+    """
+    z, w, t = of_x.z, of_y.z, of_x.t
+    direct = (w - z) - (of_y.m - of_x.m)
+    apart = of_y.d - jnp.where(of_x.e == 0, 0, of_x.d)
+    is_finite = jnp.isfinite(direct)
+    if t is not None:
+        is_finite = is_finite & ~is_hard(t)
+    direct = jnp.where(is_finite, direct, 0) * of_x.per_t
+    delta = jnp.where(is_finite, direct, apart) - (
+        jnp.log1p(of_y.s) - jnp.log1p(of_x.s)
+    )
+    return jnp.where(of_x.e == 0, 0, delta)
 
 
 def _exp_minus_line(v):

@@ -39,7 +39,7 @@ class RowTerms(NamedTuple):
 
     nll: Array  # sum_c q_c (-log p_c), for the label or the label probabilities q
     logsumexp: Array | None  # of the logits over the temperature
-    spread: Array | None  # sum_c w_c (-log p_c) over the included classes
+    uniform_nll: Array | None  # sum_c w_c (-log p_c) over the included classes
 
 
 class RowOptions(NamedTuple):
@@ -144,16 +144,16 @@ def combined_terms(
 ) -> tuple[Array, Array]:
     """The loss of every row, and its weight in a mean.
 
-    loss = v ((1 - eps) w_y nll + (eps / C) spread + z_loss lse^2), in a counted row.
+    loss = v ((1 - eps) w_y nll + (eps / C) uniform_nll + z_loss lse^2)
     weight = v w_y, for label probabilities v.
     """
     loss = terms.nll
     if options.label_weight is not None:
         loss = times_loss(options.label_weight, loss)
-    if options.label_smoothing is not None and terms.spread is not None:
+    if options.label_smoothing is not None and terms.uniform_nll is not None:
         eps = options.label_smoothing
         share = eps / jnp.maximum(included_classes, 1).astype(eps.dtype)
-        loss = times_loss(1 - eps, loss) + times_loss(share, terms.spread)
+        loss = times_loss(1 - eps, loss) + times_loss(share, terms.uniform_nll)
     if options.z_loss is not None and terms.logsumexp is not None:
         infinite = jnp.isinf(terms.logsumexp**2)
         square = jnp.where(infinite, 0, terms.logsumexp) ** 2

@@ -15,7 +15,7 @@ from jaxsoft._core.logits import (
     exact_at_maximum,
     exp_shifted,
     inverse_temperature,
-    is_maximum,
+    log_softmax_cotangent,
     masked_logits,
     shifted,
     size_of,
@@ -146,18 +146,10 @@ def softmax_pull(axes: Axes, logits: Logits, g: Array) -> Array:
     return _softmax_pull(axes, logits, g)
 
 
-# With G = sum_j g_j,
-#     t dz_i = g_i - p_i G = g_i (1 - p_i) - p_i (G - g_i)
-#            = (g_i (s + (1 - e_i)) - e_i (G - g_i)) / (1 + s)
-# At the maximum 1 - e_i is exactly 0, so 1 - p_i is s/(1 + s) with all the digits of s.
-# There, if it has more than half of the probability, G - g_i is summed over the others.
 def _write_log_softmax_pull(logits, g, row):
-    summary, s = row.summary, row.summary.s
+    summary = row.summary
     g = jnp.where(row.is_empty, 0, _given(logits, g))
-    at_maximum = is_maximum(row.d, s) & (s < 1)
-    e = jnp.where(at_maximum, 1, jnp.exp(row.d))
-    others = jnp.where(at_maximum, summary.others, summary.others + (summary.value - g))
-    dz = (times(g, s + (1 - e)) - times(others, e)) / (1 + s)
+    dz = log_softmax_cotangent(g, row.d, summary.s, summary.value, summary.others)
     dz = dz * inverse_temperature(logits.temperature)
     return _leaving(_signed(logits, dz), logits)
 

@@ -122,7 +122,7 @@ class Pass:
         x = context.avals_in[0]
         platform = form if platform == "cpu" and form in forms.PLATFORMS else platform
         classes = axes.count_here(x.shape)
-        chosen = forms.chosen(platform, self.name, classes, x.dtype)
+        chosen = forms.chosen(platform, self.name, classes, x)
         flat = self._flat(self.forms.get(chosen, self.plain), axes, tree)
         return mlir.lower_fun(flat, multiple_results=True)(context, *values)
 

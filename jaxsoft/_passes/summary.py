@@ -9,6 +9,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import jax
@@ -16,16 +17,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._core.logits import (
+    NEAR,
     Logits,
     exp_shifted,
     is_hard,
     is_maximum,
     masked_logits,
+    override_primal,
     shifted,
     size_of,
     times,
 )
-from jaxsoft._core.mesh import Axes, device_sum, is_class
+from jaxsoft._core.mesh import Axes, device_sum, is_class, row_sum
 from jaxsoft._passes.merge import Summary, merge, of_nothing, seen_from
 from jaxsoft._passes.primitive import Pass
 
@@ -71,14 +74,14 @@ def by_merge(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
         axes.from_the_start(z.ndim),
     )
     summary = tree.unflatten([jnp.expand_dims(v, sorted(axes)) for v in reduced])
-    return _about(z, t, _without_nothing(summary))
+    return _about(z, t, without_nothing(summary))
 
 
 def _about(z: Array, t: Array | None, summary: Summary) -> Reduced:
     return Reduced(summary, shifted(z, summary.m, t), jnp.isneginf(summary.m))
 
 
-def _without_nothing(summary):
+def without_nothing(summary: Summary) -> Summary:
     """In a row without a logit above -inf all are tied, and none has a tail."""
     empty = jnp.isneginf(summary.m)
     below = (
@@ -120,9 +123,8 @@ def maximum_first(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
     z, t = masked_logits(logits), size_of(logits.temperature)
     m = jnp.max(_weighted_logits(z, riders), axes, keepdims=True, initial=-jnp.inf)
     gap = jnp.where(z == jnp.inf, 0, z - jnp.where(jnp.isneginf(m), 0, m))
-    is_top = (gap == 0) & (z > -jnp.inf)
     d = gap if t is None else shifted(z, m, t)
-    return _textbook(axes, m, z, gap, d, is_top, riders)
+    return _textbook(axes, m, z, gap, d, riders)
 
 
 def in_block(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
@@ -138,27 +140,48 @@ def in_block(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
         d = jnp.where(infinite, gap, gap / jnp.where(hard, 1, t))
         d = jnp.where(hard & (gap < 0), -jnp.inf, d)
     m = jnp.max(counting, axes, keepdims=True, initial=-jnp.inf)
-    return _textbook(axes, m, z, gap, d, gap == 0, riders)
+    return _textbook(axes, m, z, gap, d, riders)
 
 
 def _weighted_logits(z, riders):
     return z if riders.weights is None else jnp.where(riders.weights == 0, -jnp.inf, z)
 
 
-def _textbook(axes, m, z, gap, d, is_top, riders):
-    """The sums about the maximum, of which the classes at the top are left out."""
-    e, v = jnp.exp(d), riders.values
+def _textbook(axes, m, z, gap, d, riders):
+    """The sums about the maximum, of which its own terms are left out.
+
+    It is not looked for by equality: XLA may compute logits anew for every sum, and not
+    to the last bit. It is the one class above NEAR, if these add up to one.
+    """
     total = functools.partial(jnp.sum, axis=axes, keepdims=True)
-    sums = _sums_about(axes, z, gap, d, e, riders)
-    tied = total(is_top.astype(z.dtype))
-    tail = total(jnp.where(is_top, 0, _weighted(riders, e)))
-    if riders.weights is None:
-        tail = tail + (tied - 1)
-        is_empty = tail == -1
-        tail = jnp.where(is_empty, 0, tail)
-    else:
-        is_empty = tied == 0
-        sums = sums._replace(weight=total(jnp.where(is_top, riders.weights, 0)))
+    e, b, v = jnp.exp(d), riders.weights, riders.values
+    is_near = e > NEAR if b is None else (e > NEAR) & (b != 0)
+    near = total(jnp.where(is_near, e, 0))
+    is_single = near < 1 + NEAR / 2
+
+    def of_others(terms, own=0.0):
+        of_near = total(jnp.where(is_near, terms, 0))
+        return total(jnp.where(is_near, 0, terms)) + jnp.where(
+            is_single, 0, of_near - own
+        )
+
+    tail, weight = of_others(e, 1), None
+    is_empty = near + tail == 0
+    if b is not None:
+        # Found by equality, a maximum leaves the digits of small weights near it alone.
+        is_top = jnp.where(is_single, is_near, (gap == 0) & (b != 0))
+        tail = total(jnp.where(is_top, 0, _weighted(riders, e)))
+        weight = total(jnp.where(is_top, b, 0))
+    at_label, q = _at_label(z, axes, riders), _coefficients(z, riders)
+    sums = Summary(
+        m=m,
+        s=tail,
+        weight=weight,
+        e_d=of_others(e * jnp.where(e == 0, 0, d)) if riders.with_e_d else None,
+        logit=None if at_label is None else total(at_label),
+        total=tuple(map(total, q)),
+        below=tuple(of_others(_finite_product(q, gap)) for q in q),
+    )
     if v is not None:
         # About the value of a class with most of the probability, or about 0. That the
         # tail decides which it is keeps the values out of the sums before: XLA has then
@@ -173,26 +196,19 @@ def _textbook(axes, m, z, gap, d, is_top, riders):
         )
     # Of 512 numbers or more, the maximum that XLA finds on a CPU may ignore NaN (jaxlib
     # 0.10.2). Until it does not, a sum tells.
-    m = jnp.where(jnp.isnan(tail), tail, m)
-    return Reduced(sums._replace(m=m, s=tail), d, is_empty)
+    return Reduced(sums._replace(m=jnp.where(jnp.isnan(tail), tail, m)), d, is_empty)
 
 
-def _sums_about(axes, z, gap, d, e, riders):
-    """The sums by their formulas, with the maximum's own term in s."""
-    total = functools.partial(jnp.sum, axis=axes, keepdims=True)
-    logit = _at_label(z, axes, riders)
-    q = [jnp.broadcast_to(q, z.shape).astype(z.dtype) for q in riders.coefficients]
-    return Summary(
-        m=None,
-        s=total(_weighted(riders, e)),
-        e_d=total(e * jnp.where(e == 0, 0, d)) if riders.with_e_d else None,
-        logit=None if logit is None else total(logit),
-        total=tuple(map(total, q)),
-        below=tuple(total(q * jnp.where((q == 0) & jnp.isinf(gap), 0, gap)) for q in q),
-    )
+def _coefficients(z, riders):
+    return [jnp.broadcast_to(q, z.shape).astype(z.dtype) for q in riders.coefficients]
 
 
-def _weighted(riders, e):
+def _finite_product(q, gap):
+    """q gap with 0 infinity = 0."""
+    return q * jnp.where((q == 0) & jnp.isinf(gap), 0, gap)
+
+
+def _weighted(riders: Riders, e: Array) -> Array:
     """b e. Where b is 0, z may lie far above m."""
     if riders.weights is None:
         return e
@@ -205,11 +221,11 @@ def of_all_devices(axes: Axes, logits: Logits, row: Reduced) -> Reduced:
         return row
     t = size_of(logits.temperature)
     summary = row.summary._replace(temperature=t)
-    summary = _without_nothing(_over_devices(axes.mesh_names, summary))
+    summary = without_nothing(over_devices(axes.mesh_names, summary))
     return _about(masked_logits(logits), t, summary)
 
 
-def _over_devices(names, summary):
+def over_devices(names: tuple[Hashable, ...], summary: Summary) -> Summary:
     """One message for the maximum, and one for all sums seen from it; for the value at
     the maximum one more.
 
@@ -251,13 +267,38 @@ def _summary_in(reduce):
     return form
 
 
+# With m held fixed, and the maximum's own term in s: a derivative sees it too.
 def _smooth(axes, fixed, _, results):
     logits, riders = fixed
     z, m, t = masked_logits(logits), results.m, size_of(logits.temperature)
     gap, d, e = shifted(z, m, None), shifted(z, m, t), exp_shifted(z, m, t)
-    sums = _sums_about(axes, z, gap, d, e, riders)
-    sums = device_sum(sums, axes.mesh_names)
-    return sums._replace(m=m, weight=results.weight)
+    at_label, q = _at_label(z, axes, riders), _coefficients(z, riders)
+    total = functools.partial(row_sum, axes=axes)
+    return Summary(
+        m=m,
+        s=total(_weighted(riders, e)),
+        weight=results.weight,
+        e_d=total(e * jnp.where(e == 0, 0, d)) if riders.with_e_d else None,
+        logit=None if at_label is None else total(at_label),
+        total=tuple(map(total, q)),
+        below=tuple(total(_finite_product(q, gap)) for q in q),
+        **_smooth_values(z, d, e, riders.values, results, total),
+    )
+
+
+# Linear in v, and about the value that the results are about.
+def _smooth_values(z, d, e, v, results, total):
+    if v is None:
+        return {}
+    v = jnp.broadcast_to(v, z.shape)
+    is_sure = is_maximum(d, results.s) & (results.s < 0.5)
+    of_sure = total(jnp.where(is_sure, v, 0))
+    value = override_primal(results.value, True, of_sure)
+    return {
+        "value": value,
+        "deviation": total(e * (v - value)),
+        "others": total(v) - value,
+    }
 
 
 _summary = Pass(

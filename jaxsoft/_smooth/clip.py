@@ -23,7 +23,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._checks import as_real, fitted
-from jaxsoft._core.numerics import accumulation_dtype, is_hard
+from jaxsoft._core.dtypes import accumulation_dtype
+from jaxsoft._core.logits import is_hard
 from jaxsoft._smooth import pair as _pair
 from jaxsoft._smooth.partials import (
     as_elementwise_temperature,

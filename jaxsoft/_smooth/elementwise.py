@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._checks import as_array, as_real
-from jaxsoft._core.numerics import times_log
+from jaxsoft._core.logits import times_log
 from jaxsoft._smooth import pair as _pair
 from jaxsoft._smooth.partials import (
     as_elementwise_temperature,

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
     as_axes,
@@ -24,17 +23,11 @@ from jaxsoft._checks import (
     as_real,
     as_temperature,
 )
-from jaxsoft._core.numerics import (
-    counted_logits,
-    exp_shifted,
-    per_row,
-    probabilities,
-    shifted,
-    times_log,
-)
+from jaxsoft._core.dtypes import widened
+from jaxsoft._core.logits import shifted, times_log
 from jaxsoft._logsumexp import logsumexp
-from jaxsoft._passes.cpu_sums import sum_of_choices
-from jaxsoft._passes.max_and_tail import max_and_tail
+from jaxsoft._passes.product import product
+from jaxsoft._row import Row, logits_of, row_rule, summarized
 
 
 def smooth_max(
@@ -200,52 +193,33 @@ def boltzmann_max(
 
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _boltzmann_max_jit(x, where, temperature, axes, keepdims):
-    b = _boltzmann_max(x, where, per_row(temperature, x, axes), axes)
+    b = _boltzmann_max(axes, logits_of(x, where, temperature, axes))
     return b if keepdims else jnp.squeeze(b, axes)
 
 
-# With the letters of _numerics (z, m, d; t = |tau| and sigma its sign) and
-# U = -sum_j p_j d_j,
+# With U = -sum_j p_j d_j and the sign sigma of tau,
 #     B = sigma (m + sum_i p_i (z_i - m)) = sigma (m - t U)
 #     dB/dx_i = p_i (1 + d_i + U)         (x_i - B)/tau = d_i + U, and sigma cancels
 #     dB/dtau = -sum_i p_i (d_i + U)^2
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _boltzmann_max(x, where, temperature, axes):
-    return _boltzmann_max_plain(x, where, temperature, axes)[0]
+def _boltzmann_value(axes, logits):
+    row, _ = summarized(axes, logits)
+    below = row.sum(times_log(row.e, shifted(row.z, row.m, None)))
+    b = row.sign * (row.m + below / (1 + row.s))
+    return b.astype(logits.x.dtype), (row.m, row.s)
 
 
-def _boltzmann_max_plain(x, where, temperature, axes):
-    z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(x, where, temperature, axes)
-    e = exp_shifted(z, m, temperature)
-    below = sum_of_choices(times_log(e, shifted(z, m, None)), axes)
-    b = m + below / (1 + s)
-    if temperature is not None:
-        b = jnp.where(temperature < 0, -b, b)
-    return b.astype(x.dtype), (m, s)
+def _boltzmann_pullback(axes, logits, kept, g):
+    row = Row(axes, logits, *kept)
+    g, p = widened(g, row.s.dtype), row.p
+    d = jnp.where(p == 0, 0, shifted(row.z, row.m, row.t))
+    above_mean = d - row.sum(p * d)  # d_i + U
+    dx = row.to_x(product(g, row.sign * p * (1 + above_mean)))
+    if logits.temperature is None:
+        return dx, None
+    return dx, product(g, -row.sum(p * above_mean**2))
 
 
-def _boltzmann_max_fwd(x, where, temperature, axes):
-    b, split = _boltzmann_max_plain(x, where, temperature, axes)
-    return b, (x, where, temperature, split)
-
-
-def _boltzmann_max_bwd(axes, residuals, g):
-    x, where, temperature, (m, s) = residuals
-    z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
-    g = g.astype(z.dtype)
-    p = probabilities(z, m, s, temperature)
-    d = jnp.where(p == 0, 0, shifted(z, m, temperature))
-    above_mean = d - sum_of_choices(p * d, axes)  # d_i + U
-    dz = g * p * (1 + above_mean)
-    if temperature is None:
-        return to_input(dz)[0], None, None
-    dtemperature = -g * sum_of_choices(p * above_mean**2, axes)
-    return to_input(jnp.where(temperature < 0, -dz, dz))[0], None, dtemperature
-
-
-_boltzmann_max.defvjp(_boltzmann_max_fwd, _boltzmann_max_bwd)
+_boltzmann_max = row_rule(_boltzmann_value, _boltzmann_pullback)
 
 
 def _checked(function, x, axis, where, temperature, keepdims):

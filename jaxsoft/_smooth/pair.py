@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._core.dtypes import within_range
-from jaxsoft._core.numerics import exp_shifted, inverse_temperature, is_hard, times_log
+from jaxsoft._core.logits import exp_shifted, inverse_temperature, is_hard, times_log
 from jaxsoft._smooth.partials import rule_from_partials
 
 

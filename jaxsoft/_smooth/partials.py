@@ -12,8 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxsoft._checks import as_real, fitted, is_number
-from jaxsoft._core.dtypes import converted
-from jaxsoft._core.numerics import accumulation_dtype
+from jaxsoft._core.dtypes import accumulation_dtype, converted
 
 
 def as_elementwise_temperature(

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._autodiff import with_jvp
 from jaxsoft._checks import (
     Axis,
     as_axes,
@@ -24,19 +23,11 @@ from jaxsoft._checks import (
     as_temperature,
     fitted,
 )
-from jaxsoft._core.dtypes import converted, saturated
-from jaxsoft._core.mesh import row_sum, spread_alike
-from jaxsoft._core.numerics import (
-    accumulation_dtype,
-    counted_logits,
-    exp_shifted,
-    inverse_temperature,
-    per_row,
-    probabilities,
-    shifted,
-)
-from jaxsoft._passes.cpu_sums import sum_of_choices
-from jaxsoft._passes.max_and_tail import max_and_tail
+from jaxsoft._core.dtypes import accumulation_dtype, converted, saturated
+from jaxsoft._core.logits import shifted
+from jaxsoft._core.mesh import spread_alike
+from jaxsoft._passes.product import product
+from jaxsoft._row import Row, logits_of, row_rule, summarized
 
 
 def softargmax(
@@ -110,9 +101,8 @@ def softargmax(
 
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _softargmax_jit(x, positions, where, temperature, axes, keepdims):
-    temperature = per_row(temperature, x, axes)
     positions = None if positions is None else spread_alike(positions, x)
-    a = _softargmax(x, positions, where, temperature, axes)
+    a = _softargmax(axes, logits_of(x, where, temperature, axes), positions)
     return a if keepdims else jnp.squeeze(a, axes)
 
 
@@ -121,46 +111,31 @@ def _softargmax_jit(x, positions, where, temperature, axes, keepdims):
 #     dtau = -sigma sum_i dz_i d_i              da = g p
 # For c the position of an entry with p > 1/2, h is 0 there, and the sum runs over the
 # others: a_i - A would be a difference of nearly equal numbers.
-@with_jvp
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _softargmax(x, positions, where, temperature, axes):
-    return _softargmax_plain(x, positions, where, temperature, axes)[0]
-
-
-def _softargmax_plain(x, positions, where, temperature, axes):
-    z = counted_logits(x, where, temperature)
-    m, s = max_and_tail(x, where, temperature, axes)
-    e = exp_shifted(z, m, temperature)
+def _softargmax_value(axes, logits, positions):
+    row, _ = summarized(axes, logits)
+    e = row.e
     a = _positions_that_count(positions, e, axes)
-    return sum_of_choices(e * a, axes) / (1 + s), (m, s)
+    return row.sum(e * a) / (1 + row.s), (row.m, row.s)
 
 
-def _softargmax_fwd(x, positions, where, temperature, axes):
-    expected, split = _softargmax_plain(x, positions, where, temperature, axes)
-    return expected, (x, positions, where, temperature, split)
-
-
-def _softargmax_bwd(axes, residuals, g):
-    x, positions, where, temperature, (m, s) = residuals
-    z, to_input = jax.vjp(lambda x: counted_logits(x, where, temperature), x)
-    p = probabilities(z, m, s, temperature)
+def _softargmax_pullback(axes, logits, positions, kept, g):
+    row = Row(axes, logits, *kept)
+    p = row.p
     a = _positions_that_count(positions, p, axes)
-    c = sum_of_choices(jnp.where(p > 0.5, a, 0), axes)
-    h = a - c
-    spread = p * (h - sum_of_choices(p * h, axes))
-    dz = saturated(spread * g * inverse_temperature(temperature), p.dtype)
+    h = a - row.sum(jnp.where(p > 0.5, a, 0))
+    slope = p * (h - row.sum(p * h))
+    dx = row.to_x(saturated(product(g, slope) * row.per_t, p.dtype))
     dtemperature = dpositions = None
-    if temperature is not None:
-        d = jnp.where(p == 0, 0, shifted(z, m, temperature))
-        in_size = -row_sum(spread * d, axes) * g * inverse_temperature(temperature)
-        dtemperature = jnp.sign(temperature) * in_size
+    if logits.temperature is not None:
+        d = jnp.where(p == 0, 0, shifted(row.z, row.m, row.t))
+        dtemperature = product(g, -row.sum(slope * d) * row.per_t) * row.sign
     if positions is not None:
         shared = [i for i, n in enumerate(positions.shape) if n != p.shape[i]]
-        dpositions = jnp.sum(p * g, shared, keepdims=True)
-    return to_input(dz)[0], dpositions, None, dtemperature
+        dpositions = jnp.sum(product(g, p), shared, keepdims=True)
+    return dx, dtemperature, dpositions
 
 
-_softargmax.defvjp(_softargmax_fwd, _softargmax_bwd)
+_softargmax = row_rule(_softargmax_value, _softargmax_pullback)
 
 
 def _positions_that_count(positions, p, axes):

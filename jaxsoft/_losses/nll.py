@@ -1,0 +1,253 @@
+"""The rules behind the losses of given logits.
+
+They take logits to three numbers a row, from which every option of `cross_entropy` is
+made in `per_row`. With targets q, which are the indicator of the label or
+probabilities, and weights w of the classes,
+
+    -log p_c    = log(1 + s) - d_c
+    nll         = sum_c q_c (-log p_c)
+    logsumexp   = m/t + log(1 + s)
+    uniform_nll = sum_c w_c (-log p_c)      over the included classes
+
+The rules are there for the label's entry of the gradient, p_y - 1: autodiff rounds it
+to 0 when the model is sure. They also save no second array of the size of the logits,
+keep NaN out of ignored rows, and put it into rows whose label is no class.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._core.dtypes import accumulation_dtype, converted
+from jaxsoft._core.logits import (
+    Logits,
+    capped,
+    exact_at_maximum,
+    is_hard,
+    log_softmax_cotangent,
+    over_temperature,
+    shifted,
+)
+from jaxsoft._core.mesh import split_alike, spread_alike
+from jaxsoft._losses.per_row import RowLabels, RowTerms
+from jaxsoft._passes.classes import to_classes
+from jaxsoft._passes.merge import Summary
+from jaxsoft._passes.product import product
+from jaxsoft._passes.summary import Riders
+from jaxsoft._row import Row, row_rule, summarized
+
+
+# Of a label y, with cotangents g, h, k of the three terms, W = sum_c w_c and
+# U = -sum_c p_c d_c,
+#     t dz_c = g (p_c - 1_{c=y}) + h p_c + k (W p_c - w_c)
+#     t dt   = g (d_y + U) + h (U - m/t) + k sum_c w_c (d_c + U)
+#     dw_c   = sum over rows of k (-log p_c)
+# At the label nothing is subtracted from a p_y that is nearly 1:
+#     p_y - 1 = (e_y - 1 - s) / (1 + s)
+# where e_y - 1 is exactly 0 at the maximum, and both terms are negative elsewhere.
+def _label_value(axes, logits, labels, w, softcap):
+    seen, _ = _capped(logits, softcap, labels.counted)
+    riders = label_riders(labels.class_index, w, logits, with_e_d=False)
+    row, summary = summarized(axes, seen, riders)
+    return terms_of_label(row, summary, labels), summary
+
+
+def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
+    seen, to_given = _capped(logits, softcap, labels.counted)
+    row = Row(axes, seen, summary.m, summary.s)
+    g, h, k = label_cotangents(row, labels, cotangents)
+    scale, at_label = scale_and_label_entry(row, summary, g, h)
+    dx = to_classes(axes, seen, row.m, scale, labels.class_index, at_label)
+    if w is not None:
+        weights, to_w = jax.vjp(lambda w: included(w, row), w)
+        dz, dweights = uniform_cotangents(row, weights, summary, k)
+        dx = dx + row.to_x(dz)
+    dw = None if w is None else to_w(dweights)[0]
+    dx, dsoftcap = to_given(dx)
+    return dx, temperature_cotangent(row, summary, g, h, k), None, dw, dsoftcap
+
+
+label_terms = row_rule(_label_value, _label_pullback)
+
+
+# Of label probabilities q with Q = sum_c q_c,
+#     t dz_c = g (Q p_c - q_c) + ...      the rest as above; see log_softmax_cotangent
+#     t dt   = g sum_c q_c (d_c + U) + ...
+#     dq_c   = g (-log p_c)
+def _probability_value(axes, logits, q, w, softcap):
+    seen, _ = _capped(logits, softcap, None)
+    riders = label_riders(None, w, logits, with_e_d=False)
+    riders = dataclasses.replace(
+        riders, coefficients=(q, *riders.coefficients), values=q
+    )
+    row, summary = summarized(axes, seen, riders)
+    nll = nll_of_coefficients(row, summary, 0)
+    uniform_nll = None if w is None else nll_of_coefficients(row, summary, 1)
+    return RowTerms(nll, logsumexp_over_t(row), uniform_nll), summary
+
+
+def _probability_pullback(axes, logits, q, w, softcap, summary, cotangents):
+    seen, to_given = _capped(logits, softcap, None)
+    row = Row(axes, seen, summary.m, summary.s)
+    g, h, k = (_of_rows_with_classes(row, c) for c in cotangents)
+    d = row.d
+    dz = -log_softmax_cotangent(q, d, row.s, summary.value, summary.others)
+    dz = product(g, dz * row.per_t) + product(h, row.p * row.per_t)
+    dq = product(g, _finite(jnp.log1p(row.s) - d))
+    if w is not None:
+        weights, to_w = jax.vjp(lambda w: included(w, row), w)
+        of_uniform, dweights = uniform_cotangents(row, weights, summary, k)
+        dz = dz + of_uniform
+    dw = None if w is None else to_w(dweights)[0]
+    dx, dsoftcap = to_given(row.to_x(dz))
+    return dx, temperature_cotangent(row, summary, g, h, k), dq, dw, dsoftcap
+
+
+probability_terms = row_rule(_probability_value, _probability_pullback)
+
+
+def _capped(logits: Logits, softcap: Array | None, counted: Array | None):
+    """The logits under their cap, as the passes see them, and what takes a cotangent of
+    these to those of x and of the cap."""
+    if softcap is None:
+        return logits, lambda dx: (dx, None)
+
+    def cap(x, softcap):
+        # A NaN that does not count must not meet the derivative of the cap.
+        z = converted(x, accumulation_dtype(x.dtype))
+        for mask in (logits.where, counted):
+            z = z if mask is None else jnp.where(spread_alike(mask, z), z, 0)
+        return capped(z, softcap)
+
+    x, to_given = jax.vjp(cap, logits.x, softcap)
+    return logits._replace(x=x), to_given
+
+
+def _of_rows_with_classes(row, cotangent):
+    """0 for a row without a logit above -inf."""
+    return None if cotangent is None else jnp.where(jnp.isneginf(row.m), 0, cotangent)
+
+
+def counted_probabilities(q: Array, where: Array | None) -> Array:
+    """q, without the NaN that the probability of a masked class may be. Above 0 it
+    stays: the loss is infinite."""
+    if where is None:
+        return q
+    return jnp.where(spread_alike(where, q) | (q > 0), q, 0)
+
+
+# What follows is of one number per row, and the same for logits that are given and for
+# those of a linear head, which are there a chunk of classes at a time.
+
+
+def label_riders(
+    labels: Array | None, w: Array | None, logits: Logits, with_e_d: bool
+) -> Riders:
+    """What rides along with a summary, for the terms of a row and their derivatives."""
+    if w is not None and logits.where is not None:
+        w = jnp.where(logits.where, w, 0)
+    with_e_d = with_e_d or logits.temperature is not None
+    return Riders(
+        labels=labels, coefficients=() if w is None else (w,), with_e_d=with_e_d
+    )
+
+
+def terms_of_label(row: Row, summary: Summary, labels: RowLabels) -> RowTerms:
+    nll = jnp.log1p(row.s) - _d_of_label(row, summary)
+    nll = jnp.where(labels.valid, nll, jnp.nan)
+    uniform_nll = nll_of_coefficients(row, summary, 0) if summary.total else None
+    terms = RowTerms(nll, logsumexp_over_t(row), uniform_nll)
+    return jax.tree.map(lambda v: jnp.where(labels.counted, v, 0), terms)
+
+
+def _d_of_label(row, summary):
+    return exact_at_maximum(shifted(summary.logit, row.m, row.t), row.s)
+
+
+def nll_of_coefficients(row: Row, summary: Summary, i: int) -> Array:
+    """sum_c q_c (-log p_c) for the coefficients q with number i."""
+    total, below = summary.total[i], over_temperature(summary.below[i], row.t)
+    return jnp.where(total == 0, 0, total * jnp.log1p(row.s)) - below
+
+
+def logsumexp_over_t(row: Row) -> Array:
+    t = row.t
+    if t is None:
+        return row.m + jnp.log1p(row.s)
+    t = jnp.where(is_hard(t), 0, t)
+    return jnp.where(row.m == 0, 0, row.m / t) + jnp.log1p(row.s)
+
+
+def label_cotangents(row: Row, labels: RowLabels, cotangents: RowTerms) -> RowTerms:
+    """0 into an ignored row; NaN into the whole row of an invalid label."""
+    g, h, k = (
+        None
+        if c is None
+        else jnp.where(labels.counted, _of_rows_with_classes(row, c), 0)
+        for c in cotangents
+    )
+    valid = jnp.where(labels.valid, 1, jnp.nan).astype(row.s.dtype)
+    return RowTerms(product(g, valid), h, k)
+
+
+def scale_and_label_entry(
+    row: Row, summary: Summary, g: Array, h: Array
+) -> tuple[Array, Array]:
+    """dz of all classes but the label, over e_c, and dz of the label."""
+    e_label = jnp.exp(_d_of_label(row, summary))
+    per_total = row.per_t / (1 + row.s)
+    at_label = product(g, -(row.s + (1 - e_label)) * per_total)
+    return product(g + h, per_total), at_label + product(h, e_label * per_total)
+
+
+def included(w: Array, row: Row) -> Array:
+    """Class weights in the shape of the logits, 0 where a class is masked."""
+    where, z = row.logits.where, row.z
+    w = split_alike(jnp.broadcast_to(w.astype(z.dtype), z.shape), z)
+    return w if where is None else jnp.where(spread_alike(where, w), w, 0)
+
+
+def uniform_cotangents(
+    row: Row, w: Array, summary: Summary, k: Array
+) -> tuple[Array, Array]:
+    """dz and dw of uniform_nll: k (W p_c - w_c) / t and k (-log p_c).
+
+    Where p_c is above 1/2, the first is made as W (p_c - 1) + (W - w_c).
+    """
+    d, s, total = row.d, row.s, summary.total[-1]
+    e = jnp.exp(d)
+    sure = (total - w) * (1 + s) - total * (s + (1 - e))
+    dz = jnp.where(e > s + (1 - e), sure, total * e - w * (1 + s))
+    dz = product(k, dz * (row.per_t / (1 + s)))
+    return dz, product(k, _finite(jnp.log1p(s) - d))
+
+
+def temperature_cotangent(
+    row: Row, summary: Summary, g: Array, h: Array, k: Array | None
+) -> Array | None:
+    if row.t is None:
+        return None
+    u = -summary.e_d / (1 + row.s)
+    m_over_t = _finite(row.m) * row.per_t
+    dt = product(h, u - _finite(m_over_t))
+    if summary.logit is not None:
+        dt = dt + product(g, _finite(_d_of_label(row, summary) + u))
+    else:
+        dt = dt + product(g, _slope_of_coefficients(row, summary, 0, u))
+    if k is not None:
+        dt = dt + product(k, _slope_of_coefficients(row, summary, -1, u))
+    return row.sign * row.per_t * dt
+
+
+def _slope_of_coefficients(row, summary, i, u):
+    """sum_c q_c (d_c + U)."""
+    below = over_temperature(summary.below[i], row.t)
+    return _finite(below) + summary.total[i] * u
+
+
+def _finite(v):
+    """0 in place of an infinity: one such row would fill with it the derivative of what
+    many rows share."""
+    return jnp.where(jnp.isinf(v), 0, v)
