@@ -4,6 +4,7 @@ A law names a function that jaxsoft and the oracle both have, and how its argume
 drawn. The tests of laws, stability, residuals and half precision run over the table.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -413,6 +414,38 @@ QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
 if jax.__version_info__ < (0, 11):
     QUICKLY["xla_cpu_use_fusion_emitters"] = False
 quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
+
+
+# The forms in which the functions run, by name: a context in which a program is traced,
+# lowered and compiled. Every program of a law is made in one of them.
+FORMS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "jax": contextlib.nullcontext
+}
+THE_FORM = next(iter(FORMS))
+
+
+@functools.cache
+def program(
+    of: Callable[[Law], Callable[..., Any]],
+    law: Law,
+    form: str = THE_FORM,
+    compiled: Callable[..., Any] = jax.jit,
+) -> Callable[..., Any]:
+    """of(law), compiled once in a session for each form, shape and dtype.
+
+    `of` is a function of some module, not a closure: by it a program is found again.
+    """
+    jitted = compiled(of(law))
+
+    def call(*arguments: Any) -> Any:
+        with FORMS[form]():
+            return jitted(*arguments)
+
+    return call
+
+
+def value(law: Law) -> Callable[..., Any]:
+    return lambda arguments: law.call(*arguments)
 
 
 def value_and_pullback(law: Law):
