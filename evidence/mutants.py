@@ -732,7 +732,7 @@ MUTANTS = [
         "    lambda x, y, tau: weight(y, x, tau),\n",
         "    lambda x, y, tau: 1 - weight(x, y, tau),\n",
         "test_smooth.py",
-        "every_digit and smooth_maximum",
+        "every_digit and smooth_maximum-float32",
     ),
     Mutant(
         "the second derivative of the soft step has the wrong sign",
@@ -740,7 +740,7 @@ MUTANTS = [
         "return slope(x, y, tau) * (weight(y, x, tau) - weight(x, y, tau))",
         "return slope(x, y, tau) * (weight(x, y, tau) - weight(y, x, tau))",
         "test_smooth.py",
-        "second_derivatives_in or third",
+        "third",
     ),
     Mutant(
         "the slope of the soft sign is that of the soft step",
@@ -748,7 +748,7 @@ MUTANTS = [
         "return 4 * _pair.slope(x, -x, temperature)",
         "return 2 * _pair.slope(x, -x, temperature)",
         "test_smooth.py",
-        "family or (edges and smooth_sign)",
+        "family or (every_digit and smooth_sign)",
     ),
     Mutant(
         "the soft minimum is the maximum at minus the temperature",
@@ -765,7 +765,7 @@ MUTANTS = [
         "return above_lower * below_upper * -jnp.expm1(-_pair.gap(upper, lower, t))",
         "return above_lower + below_upper - 1",
         "test_smooth.py",
-        "every_digit_of_smooth_clip",
+        "smooth_clip_to_every_digit",
     ),
     Mutant(
         "crossed bounds stay crossed",

@@ -49,9 +49,32 @@ def _seen(v: Any) -> Any:
     return v if abs(v) < FAR / 1000 else MP.sign(v) * MP.inf
 
 
-def at_limit(value: Any) -> Numbers:
+def at_limit(value: Any, far: Any = FAR) -> Numbers:
     """Infinite numbers replaced by numbers far away."""
-    return _elementwise(lambda v: MP.sign(v) * FAR if MP.isinf(v) else v, exact(value))
+    return _elementwise(lambda v: MP.sign(v) * far if MP.isinf(v) else v, exact(value))
+
+
+def assert_within(
+    actual: Any, wanted: Any, allowed: Any, what: str, given: Any = None
+) -> None:
+    """Every number is as near to the wanted one as is allowed, and infinite where that
+    is. A failure shows the worst one, its place, and the row of what was given."""
+    actual, wanted = np.asarray(actual).astype(np.float64), np.asarray(wanted)
+    assert actual.shape == wanted.shape, f"{what}: {actual.shape}, not {wanted.shape}"
+    with np.errstate(invalid="ignore"):
+        error = np.abs(actual - wanted)
+        off = np.where(actual == wanted, 0, np.where(error <= allowed, 0, error))
+    off = np.where(np.isnan(off) | np.isinf(wanted) & (actual != wanted), np.inf, off)
+    if np.any(off):
+        at = np.unravel_index(np.argmax(off / allowed), off.shape)
+        tolerance = np.broadcast_to(allowed, off.shape)[at]
+        place = tuple(map(int, at))
+        of_row = "" if given is None else f" of {[np.asarray(g)[at[0]] for g in given]}"
+        raise AssertionError(
+            f"{what}: {np.count_nonzero(off)} numbers are off, at worst {place}{of_row}"
+            f": got {actual[at]}, wanted {wanted[at]}, off by {off[at]:.3g} where "
+            f"{tolerance:.3g} is allowed"
+        )
 
 
 # Values.
@@ -488,6 +511,43 @@ def curvature_along(
 
         results.append(_derivative_along(entry_gradient, arguments, moves))
     return results
+
+
+# At the edges: infinities, and temperatures down to 0.
+
+COLD = MP.mpf(10) ** -45  # stands for temperature 0
+
+
+def value_and_slopes(
+    f: Callable[..., Numbers], arguments: Sequence[Any], temperature: Any
+) -> list[np.ndarray]:
+    """Of f(*arguments, temperature=temperature), whose rows depend on the same rows of
+    the arguments alone: its value, and its derivatives in every column of every
+    argument and in the temperature, in float64.
+
+    A derivative that diverges as the temperature goes to 0 is 0 by convention.
+    """
+    with MP.workdps(150):
+        cold = np.abs(temperature) < np.finfo(np.float32).tiny
+        moving = [*map(exact, arguments), np.where(cold, COLD, exact(temperature))]
+        step = MP.mpf(10) ** -30 * np.minimum(1, np.abs(moving[-1]))
+
+        def at(position: int = 0, column: int = 0, move: Any = 0) -> Numbers:
+            moved = list(moving)
+            moved[position] = moving[position].copy()
+            moved[position][:, column] += (move * step)[:, 0]
+            *numbers, t = moved
+            return f(*numbers, temperature=t).reshape(step.shape)
+
+        slopes = [
+            np.concatenate(
+                [(at(i, c, 1) - at(i, c, -1)) / (2 * step) for c in range(a.shape[1])],
+                axis=1,
+            )
+            for i, a in enumerate(moving)
+        ]
+        value, *slopes = map(rounded, [at(), *slopes])
+    return [value, *(np.where(cold & np.isinf(s), 0, s) for s in slopes)]
 
 
 # Closed forms, for rows too long to difference.
