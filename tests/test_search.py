@@ -16,7 +16,6 @@ import numpy as np
 import oracle
 import pytest
 from hypothesis import strategies as st
-from laws import quickly
 
 import jaxsoft
 
@@ -94,7 +93,7 @@ def program(axis: Any) -> Any:
         in_x, in_t = pull(jnp.ones_like(value))
         return {"value": value, "in x": in_x, "in t": in_t, "tangent": tangent}
 
-    @quickly
+    @jax.jit
     def everything(x, y, where, labels, t):
         results = {}
         # Of its own for each, or infinite derivatives of both signs would be summed.
@@ -148,9 +147,28 @@ def problems(draw: Any) -> dict[str, Any]:
     return {"x": x, "y": y, "where": where, "labels": labels, "axis": axis, "t": t}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @hypothesis.given(problem=problems())
 def test_no_nan_and_the_numbers_of_the_formulas(dtype: str, problem: dict[str, Any]):
+    check_problem(dtype, problem)
+
+
+def test_some_problems_of_the_search():
+    """With a shape, and with numbers that are mostly the awkward ones."""
+    rng = np.random.default_rng(20251121)
+    shape, axis = LAYOUTS[0]
+    for _ in range(40):
+        awkward = rng.choice([*AWKWARD, np.inf], (2, *shape))
+        x, y = np.float32(rng.choice([-1, 1], awkward.shape) * awkward)
+        t = float(np.float32(rng.choice([-1, 1]) * rng.choice(AWKWARD[:-1])))
+        where = rng.random(shape) < 0.8
+        labels = rng.choice([-100, 0, 1, 2], shape[0])
+        problem = {"x": x, "y": y, "where": where, "labels": labels}
+        check_problem("float32", {**problem, "axis": axis, "t": t})
+
+
+def check_problem(dtype: str, problem: dict[str, Any]) -> None:
     axis, where = problem["axis"], problem["where"]
     with jax.enable_x64(dtype == "float64"), np.errstate(over="ignore"):
         x, y = (jnp.asarray(problem[name]).astype(dtype) for name in ("x", "y"))
@@ -166,7 +184,7 @@ def test_no_nan_and_the_numbers_of_the_formulas(dtype: str, problem: dict[str, A
         )
     for name, numbers in results.items():
         for what, array in numbers.items():
-            assert not np.any(np.isnan(array)), (name, what)
+            assert not np.any(np.isnan(array)), (name, what, dtype, problem)
     if dtype == "float32":
         check_formulas(results, np.asarray(x), where, labels, axis, float(t))
 
