@@ -10,13 +10,21 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from laws import FORMS
+from laws import FORMS, QUICKLY
 
 import jaxsoft
 
 # `benchmarks` and `evidence` are beside the tests; a jaxsoft that is installed, or that
 # lies in the current folder, comes first.
 sys.path.append(str(Path(__file__).parent.parent))
+
+# What is compiled for a few numbers need not be fast: laws.as_users_have_it is.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        *(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()),
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
 
 # A library must work for users who have forbidden silent promotion and broadcasting.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
