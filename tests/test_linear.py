@@ -358,21 +358,6 @@ def test_a_sum_over_a_part_of_the_tokens(monkeypatch):
     check_against_logits(case.but(ignore_index=None), seeds=range(2))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("x64")
-def test_the_chunk_does_not_matter():
-    options = ("vocab_bias", "label_smoothing", "temperature")
-    case = Case(options, batch=(6,), classes=23, vocab_axis=1, where="per token")
-    arguments = case.arguments(2, jnp.float32)
-    first, *more = (
-        value_and_pullback(case.but(chunk=chunk).head)(*arguments)
-        for chunk in (1, 22, 23)
-    )
-    for result in more:
-        # Sums of 23 terms in another order.
-        assert_same(result, first, 32)
-
-
 @pytest.mark.usefixtures("x64")
 def test_float32_is_as_good_as_its_inputs():
     options = ("vocab_bias", "label_smoothing", "temperature")
@@ -475,22 +460,6 @@ def test_hessian_vector_product_over_tokens_that_count():
     tangents = case.arguments(2)[0]
     expected = product(case.of_logits, floats, tangents)
     assert_same(product(case.head, floats, tangents), expected)
-
-
-def test_vmap_over_heads():
-    case = Case(("vocab_bias",), batch=(6,))
-    floats, others, _ = case.arguments(5, jnp.float32)
-    heads = {
-        name: jnp.stack([floats[name], 2 * floats[name], -floats[name]])
-        for name in ("vocab_weight", "vocab_bias")
-    }
-
-    @jax.jit
-    def loss(head):
-        return case.head({**floats, **head}, others)
-
-    alone = [loss(jax.tree.map(lambda v, i=i: v[i], heads)) for i in range(3)]
-    assert_close(jax.jit(jax.vmap(loss))(heads), jnp.stack(alone), 8)
 
 
 # What heads without logits have got wrong.
