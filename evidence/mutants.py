@@ -218,7 +218,6 @@ MUTANTS = [
         "_passes/max_and_tail",
         "(total(jnp.where(at_maximum, weights, 0)) - 1)",
         "total(jnp.where(at_maximum, weights, 0))",
-        "test_facts.py",
         "test_peers.py",
         "weighted_logsumexp",
     ),
