@@ -54,29 +54,6 @@ def at_limit(value: Any, far: Any = FAR) -> Numbers:
     return _elementwise(lambda v: MP.sign(v) * far if MP.isinf(v) else v, exact(value))
 
 
-def assert_within(
-    actual: Any, wanted: Any, allowed: Any, what: str, given: Any = None
-) -> None:
-    """Every number is as near to the wanted one as is allowed, and infinite where that
-    is. A failure shows the worst one, its place, and the row of what was given."""
-    actual, wanted = np.asarray(actual).astype(np.float64), np.asarray(wanted)
-    assert actual.shape == wanted.shape, f"{what}: {actual.shape}, not {wanted.shape}"
-    with np.errstate(invalid="ignore"):
-        error = np.abs(actual - wanted)
-        off = np.where(actual == wanted, 0, np.where(error <= allowed, 0, error))
-    off = np.where(np.isnan(off) | np.isinf(wanted) & (actual != wanted), np.inf, off)
-    if np.any(off):
-        at = np.unravel_index(np.argmax(off / allowed), off.shape)
-        tolerance = np.broadcast_to(allowed, off.shape)[at]
-        place = tuple(map(int, at))
-        of_row = "" if given is None else f" of {[np.asarray(g)[at[0]] for g in given]}"
-        raise AssertionError(
-            f"{what}: {np.count_nonzero(off)} numbers are off, at worst {place}{of_row}"
-            f": got {actual[at]}, wanted {wanted[at]}, off by {off[at]:.3g} where "
-            f"{tolerance:.3g} is allowed"
-        )
-
-
 # Values.
 
 

@@ -248,6 +248,7 @@ SLOW_CASES = {
     "mean, recomputed",
     "mean, frozen head",
     "log_probs, fewer classes than a chunk",
+    "sum",
 }
 assert CASES.keys() > SLOW_CASES
 
@@ -286,7 +287,7 @@ def random_case(seed: int) -> Case:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4))]
+    "seed", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 3, 4))]
 )
 @pytest.mark.usefixtures("x64")
 def test_random_combinations(seed: int):
@@ -447,6 +448,7 @@ def test_every_derivative(name):
     assert_same(actual, expected, 20_000)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_hessian_vector_product_over_tokens_that_count():
     case = MANY.but(options=("vocab_bias",), where="", batch=(513,))
@@ -519,7 +521,10 @@ def test_the_cotangent_of_one_output_counts_alone():
         assert_same(gradients, dense(floats, others, alone)[1])
 
 
-@pytest.mark.parametrize(("reduction", "vocab_axis"), [("none", 1), ("mean", 0)])
+@pytest.mark.parametrize(
+    ("reduction", "vocab_axis"),
+    [("none", 1), pytest.param("mean", 0, marks=pytest.mark.slow)],
+)
 @pytest.mark.usefixtures("x64")
 def test_bfloat16_gradients_are_accumulated_in_float32(vocab_axis, reduction):
     """Over 1000 tokens and over 50 chunks. A sum in bfloat16 stalls after 256 terms.
@@ -770,9 +775,8 @@ def test_invalid_labels_are_nan_in_value_and_gradient():
     valid_only = linear(floats, {"labels": jnp.where(invalid, -100, labels)}, cotangent)
     np.testing.assert_array_equal(value[~invalid], valid_only[0][~invalid])
 
-    log_probs = jaxsoft.linear_log_probs(
-        floats["hidden"], floats["vocab_weight"], labels, chunk_bytes=4 * 8 * 4
-    )
+    of_labels = functools.partial(jaxsoft.linear_log_probs, chunk_bytes=4 * 8 * 4)
+    log_probs = jax.jit(of_labels)(floats["hidden"], floats["vocab_weight"], labels)
     np.testing.assert_array_equal(np.isnan(log_probs.log_prob), invalid | (labels < 0))
     assert not np.any(np.isnan(log_probs.logsumexp + log_probs.entropy))
 

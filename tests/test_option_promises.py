@@ -78,7 +78,13 @@ def without_options(kind: str):
     return as_users_have_it(loss_and_gradient)(*logits_and_labels(kind), {})
 
 
-@pytest.mark.parametrize("traced", [True, False], ids=["traced", "concrete"])
+@pytest.mark.parametrize(
+    "traced",
+    [
+        pytest.param(True, id="traced"),
+        pytest.param(False, id="concrete", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("case", alone_slow(NEUTRAL, TOGETHER))
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 def test_a_neutral_option_changes_no_bit(kind, case, traced):
@@ -130,7 +136,11 @@ def test_neutral_numbers_leave_the_very_program():
 @pytest.mark.parametrize(
     ("function", "options"),
     [
-        ("kl_divergence", {"where": True, "temperature": 1.0, "sample_weight": 1.0}),
+        pytest.param(
+            "kl_divergence",
+            {"where": True, "temperature": 1.0, "sample_weight": 1.0},
+            marks=pytest.mark.slow,  # so many operations
+        ),
         (
             "binary_cross_entropy",
             {"pos_weight": 1.0, "sample_weight": 1.0, "label_smoothing": 0.0},
@@ -184,7 +194,9 @@ KEEPS_DIGITS[ALL] = {
 FAST = ["label_smoothing", "temperature", "softcap", ALL]
 
 
-@pytest.mark.parametrize("kind", ["indices", "one-hot"])
+@pytest.mark.parametrize(
+    "kind", ["indices", pytest.param("one-hot", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("case", alone_slow(KEEPS_DIGITS, FAST))
 def test_a_sure_model_keeps_its_digits(case, kind, record_property):
     labels = OF_SURE if kind == "indices" else np.eye(3, dtype=np.float32)[OF_SURE]
