@@ -748,7 +748,7 @@ MUTANTS = [
         "return 4 * _pair.slope(x, -x, temperature)",
         "return 2 * _pair.slope(x, -x, temperature)",
         "test_smooth.py",
-        "family or (every_digit and smooth_sign)",
+        "every_digit and smooth_sign",
     ),
     Mutant(
         "the soft minimum is the maximum at minus the temperature",
@@ -789,7 +789,7 @@ MUTANTS = [
         "dtemperature = -g * sum_of_choices(p * above_mean**2, axes)",
         "dtemperature = g * sum_of_choices(p * above_mean**2, axes)",
         "test_smooth_max.py",
-        "softmax_entropy_and_covariance",
+        "every_digit and boltzmann_max",
     ),
     Mutant(
         "the soft argmax counts along the axes in reverse",

@@ -335,19 +335,6 @@ def test_the_temperature_of_sure_logits_made_in_the_same_program(kind, rng):
         assert abs(slope(temperature, h, labels)) < 1e-30, temperature
 
 
-def test_a_label_out_of_range_is_the_label_of_no_class():
-    x, labels = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([-1])
-
-    @jax.jit
-    @jax.value_and_grad
-    def both(w):
-        return jaxsoft.cross_entropy(x, labels, class_weight=w)[0]
-
-    value, slope = both(jnp.ones(3))
-    assert np.isnan(value)
-    np.testing.assert_array_equal(slope, 0)
-
-
 def test_an_infinite_cap_is_none():
     x = jnp.array([[2.0, 1.0, -3.0], [np.inf, 1.0, 0.0], [1.0, -np.inf, 0.0]])
     labels = jnp.array([1, 0, 0])

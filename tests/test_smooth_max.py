@@ -17,7 +17,7 @@ import pytest
 from laws import as_users_have_it, assert_within
 
 import jaxsoft
-from jaxsoft import boltzmann_max, smooth_max, smooth_min, softargmax
+from jaxsoft import smooth_max, smooth_min, softargmax
 
 TEMPERATURES = [0.0, 1e-38, 1e-6, 1e-3, 1.0, 1e3]
 ROWS = [
@@ -296,33 +296,6 @@ def test_bounds_hold_in_floating_point(dtype, rng):
     lowest = np.mean(x, 1) - unit * np.max(np.abs(x), 1)
     assert np.all(of["boltzmann_max"] >= lowest)
     assert np.all((of["softargmax"] >= 0) & (of["softargmax"] <= 3 * (1 + 1e-6)))
-
-
-def test_derivatives_are_softmax_entropy_and_covariance(rng, x64):
-    x, a, t = rng.normal(size=6), rng.normal(size=6), 0.6
-    functions = (smooth_max, boltzmann_max, functools.partial(softargmax, positions=a))
-
-    @jax.jit
-    def actual(x, t):
-        p, entropy = (f(x, temperature=t) for f in (jaxsoft.softmax, jaxsoft.entropy))
-        return (
-            p,
-            entropy,
-            [
-                jax.grad(lambda x, t, f=f: f(x, temperature=t), (0, 1))(x, t)
-                for f in functions
-            ],
-        )
-
-    p, entropy, given = actual(x, t)
-    p = np.asarray(p)
-    b, mean = np.sum(p * x), np.sum(p * a)
-    wanted = [
-        (p, np.asarray(entropy)),
-        (p * (1 + (x - b) / t), -np.sum(p * (x - b) ** 2) / t**2),
-        (p * (a - mean) / t, -np.sum(p * (a - mean) * (x - b)) / t**2),
-    ]
-    chex.assert_trees_all_close(given, wanted, rtol=1e-12)
 
 
 def test_positions(rng):
