@@ -388,8 +388,11 @@ WIDTHS: list[Width] = [
 
 @pytest.mark.parametrize(
     ("function", "widths"),
-    [("cross_entropy", WIDTHS), ("linear_cross_entropy", NARROW)],
-    ids=["cross_entropy", "linear_cross_entropy"],
+    [
+        pytest.param("cross_entropy", NARROW, id="cross_entropy"),
+        pytest.param("linear_cross_entropy", NARROW, id="linear_cross_entropy"),
+        pytest.param("cross_entropy", WIDTHS, marks=pytest.mark.slow, id="every width"),
+    ],
 )
 @pytest.mark.usefixtures("x64")
 def test_labels_mean_what_they_say_in_every_width(function, widths, rng):
