@@ -4,6 +4,7 @@ A law names a function that jaxsoft and the oracle both have, and how its argume
 drawn. The tests of laws, stability, residuals and half precision run over the table.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pytest
 
 import jaxsoft
 
@@ -150,10 +152,16 @@ class Law:
         half = jnp.dtype(logits_dtype).itemsize < 4
         return jnp.float32 if half and self.float32_result else logits_dtype
 
-    @property
+    @functools.cached_property
     def floats(self) -> tuple[int, ...]:
         """Positions of the arguments that are differentiated."""
         return tuple(i for i, a in enumerate(self.draw(0, 1, 2)) if oracle.is_float(a))
+
+    @functools.cached_property
+    def have_rows(self) -> tuple[bool, ...]:
+        """Which arguments have a row for every row of logits."""
+        two, three = (map(np.shape, self.draw(0, rows, 4)) for rows in (2, 3))
+        return tuple(a != b for a, b in zip(two, three))
 
 
 _TEMPERATURE = {"temperature": "temperature"}
@@ -341,6 +349,20 @@ LAWS = [
 ]
 
 
+def each(laws: Iterable[Law], slow: Sequence[Law] = ()) -> pytest.MarkDecorator:
+    """A test for each law, next to the other tests of that law: they share programs."""
+
+    def of(law: Law) -> Any:
+        marks = [pytest.mark.xdist_group(law.name)]
+        marks += [pytest.mark.slow] * (law in slow)
+        return pytest.param(law, id=law.name, marks=marks)
+
+    return pytest.mark.parametrize("law", [of(law) for law in laws])
+
+
+every_law = each(LAWS)
+
+
 def fullest(laws: Iterable[Law]) -> dict[str, Law]:
     """By function, the one of its laws that has the most arguments."""
     return {law.function: law for law in sorted(laws, key=_count_of_arguments)}
@@ -394,25 +416,181 @@ def of_floats(
     return call, [arguments[i] for i in law.floats]
 
 
+def oracle_pullback(
+    law: Law, arguments: Sequence[Any], cotangent: Any, positions: Sequence[int] = ()
+) -> list[np.ndarray]:
+    """The gradients in the arguments of the positions: by default, of all floats.
+
+    A difference costs a call: of a row alone where no other row has a part in it.
+    """
+    arguments = [oracle.exact(a) for a in arguments]
+    positions = positions or law.floats
+
+    def of(arguments: list[Any], cotangent: Any) -> list[Any]:
+        def f(*moving: Any) -> np.ndarray:
+            every = dict(enumerate(arguments)) | dict(zip(positions, moving))
+            return law.meaning(*every.values())
+
+        return oracle.pullback(f, [arguments[i] for i in positions], cotangent)
+
+    if not law.by_row:
+        return of(arguments, cotangent)
+    rows = [
+        of(
+            [a[i : i + 1] if r else a for a, r in zip(arguments, law.have_rows)],
+            cotangent[i : i + 1],
+        )
+        for i in range(len(cotangent))
+    ]
+    return [
+        np.concatenate(parts) if law.have_rows[i] else np.sum(parts, 0)
+        for i, *parts in zip(positions, *rows)
+    ]
+
+
+FAR_ROWS = [
+    [1000.0, 1000.0, 1000.0, 1000.0, 1000.0, 1000.0, 1000.0],
+    [-1000.0, -1000.0, -1000.0, -1000.0, -1000.0, -1000.0, -1000.0],
+    [1000.0, -1000.0, 999.0, 0.0, -1000.0, 998.0, 0.0],
+    [-1000.0, 1000.0, 1000.0, 0.0, -1000.0, 999.0, 1.0],
+    [1e4, 1e4 - 1, -1e4, 1e4, 0.0, 1e4 - 3, -1e4],
+    [88.0, 89.0, 88.0, 89.0, 87.0, 89.0, 88.0],
+    [-104.0, -103.0, -88.0, -89.0, -87.0, -103.0, -104.0],
+    [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    [-0.0, 0.0, 1e-30, -1e-30, 0.0, 1e-30, -0.0],
+]
+INFINITE_ROWS = [
+    [-np.inf, 1.0, 2.0, 1.0, -np.inf, 0.0, 2.0],
+    [1.0, -np.inf, -np.inf, -np.inf, -np.inf, -np.inf, -np.inf],
+    [1000.0, -1000.0, -np.inf, 0.0, 999.0, -np.inf, 0.0],
+    [np.inf, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0],
+    [np.inf, 1.0, np.inf, -np.inf, 0.0, np.inf, -np.inf],
+    [np.inf, np.inf, np.inf, np.inf, np.inf, np.inf, np.inf],
+    [-np.inf, 0.0, -np.inf, np.inf, 0.0, -np.inf, 1.0],
+]
+# Seven classes: of a width with a remainder for every vector unit.
+ROWS, CLASSES = np.shape(FAR_ROWS + INFINITE_ROWS)
+
+
+def rows_of(law: Law) -> int:
+    """Where all rows meet in one number, the oracle takes its time."""
+    return ROWS if law.by_row and law.kinds[0] != "hidden" else 4
+
+
+@functools.cache
+def problem(law: Law, seed: int = 1):
+    """Arguments for jaxsoft, the same numbers for the oracle, and a cotangent."""
+    arguments = law.draw(seed, rows_of(law), CLASSES)
+    given = law.cast(arguments, jnp.float32)
+    return given, [np.asarray(a) for a in given], cotangent_for(law, arguments, seed)
+
+
 def assert_close(actual: Any, expected: Any, roundings: float, what: str) -> None:
     """Within so many roundings of the largest entry: the scale of the terms that an
     entry is a sum of. A wrong formula is off by a part of that in some entry."""
-    actual = np.asarray(actual)
-    expected = oracle.rounded(expected)
-    assert actual.shape == expected.shape, what
+    actual, expected = np.asarray(actual), oracle.rounded(expected)
     scale = max(np.max(np.abs(expected), initial=0, where=np.isfinite(expected)), 1e-3)
-    tolerance = roundings * float(jnp.finfo(actual.dtype).eps) * scale
-    np.testing.assert_allclose(
-        actual.astype(np.float64), expected, rtol=0, atol=tolerance, err_msg=what
-    )
+    unit = float(jnp.finfo(actual.dtype).eps) * scale
+    assert_within(actual, expected, roundings * unit, what, unit, "roundings")
 
 
-# What is compiled for a few numbers need not be fast. XLA's older emitters take a third
-# of the time of its new ones; newer versions no longer have them.
+def assert_within(
+    actual: Any,
+    expected: Any,
+    tolerance: Any,
+    what: str,
+    unit: Any = 1,
+    name_of_unit: str = "",
+) -> None:
+    """|actual - expected| <= tolerance in every entry, NaN and infinities the same; the
+    message says where the error is the largest part of the tolerance, and how large."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, f"{what}: {actual.shape}, {expected.shape}"
+    given, wanted = actual.astype(np.float64), expected.astype(np.float64)
+    same = (given == wanted) | (np.isnan(given) & np.isnan(wanted))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(given - wanted)
+    error = np.where(same, 0, np.where(np.isnan(error), np.inf, error))
+    tolerance, unit = (np.broadcast_to(v, error.shape) for v in (tolerance, unit))
+    bad = error > tolerance
+    if np.any(bad):
+        part = np.where(bad, error / np.maximum(tolerance, 1e-300), -1)
+        at = np.unravel_index(np.argmax(part), error.shape)
+        raise AssertionError(
+            f"{what}: at {tuple(map(int, at))} {given[at]!r} in place of "
+            f"{wanted[at]!r}, off by {error[at] / unit[at]:.4g} {name_of_unit} where "
+            f"{tolerance[at] / unit[at]:.4g} are allowed; {np.sum(bad)} of {bad.size} "
+            "entries are wrong"
+        )
+
+
+def assert_same_bits(actual: Any, expected: Any, what: str) -> None:
+    assert_within(actual, expected, 0, what)
+
+
+# How tests compile, and the processes that they start. XLA's older emitters take a
+# third of the time of its new ones, which newer versions have alone.
 QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
+AS_USERS_HAVE_IT: dict[str, Any] = {"xla_backend_optimization_level": 3}
 if jax.__version_info__ < (0, 11):
     QUICKLY["xla_cpu_use_fusion_emitters"] = False
+    AS_USERS_HAVE_IT["xla_cpu_use_fusion_emitters"] = True
 quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
+# For what is promised of the compiled program itself: its last bits, its memory.
+as_users_have_it = functools.partial(jax.jit, compiler_options=AS_USERS_HAVE_IT)
+
+
+# The forms in which the functions run, by name: a context in which a program is traced,
+# lowered and compiled. Every program of a law is made in one of them.
+FORMS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "jax": contextlib.nullcontext
+}
+THE_FORM = next(iter(FORMS))
+
+
+@functools.cache
+def program(
+    of: Callable[[Law], Callable[..., Any]],
+    law: Law,
+    form: str = THE_FORM,
+    compiled: Callable[..., Any] = as_users_have_it,
+) -> Any:
+    """of(law), compiled once in a session for each form, shape and dtype.
+
+    `of` is a function of some module, not a closure: by it a program is found again.
+    """
+    jitted = compiled(of(law))
+
+    def call(*arguments: Any) -> Any:
+        with FORMS[form]():
+            return jitted(*arguments)
+
+    def shapes(*arguments: Any) -> Any:
+        """Those of the results, and their dtypes; the trace is that of a call."""
+        with FORMS[form]():
+            return jitted.trace(*arguments).out_info
+
+    call.shapes = shapes
+    return call
+
+
+def eager(f: Callable[..., Any]) -> Callable[..., Any]:
+    """In the place of jax.jit."""
+    return f
+
+
+def value(law: Law) -> Callable[..., Any]:
+    return law.call
+
+
+def value_and_tangent(law: Law) -> Callable[..., Any]:
+    """Along tangents of the floats."""
+
+    def both(arguments, tangents):
+        f, moving = of_floats(law, arguments)
+        return jax.jvp(f, moving, [tangents[i] for i in law.floats])
+
+    return both
 
 
 def value_and_pullback(law: Law):

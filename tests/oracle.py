@@ -49,9 +49,9 @@ def _seen(v: Any) -> Any:
     return v if abs(v) < FAR / 1000 else MP.sign(v) * MP.inf
 
 
-def at_limit(value: Any) -> Numbers:
+def at_limit(value: Any, far: Any = FAR) -> Numbers:
     """Infinite numbers replaced by numbers far away."""
-    return _elementwise(lambda v: MP.sign(v) * FAR if MP.isinf(v) else v, exact(value))
+    return _elementwise(lambda v: MP.sign(v) * far if MP.isinf(v) else v, exact(value))
 
 
 # Values.
@@ -488,6 +488,43 @@ def curvature_along(
 
         results.append(_derivative_along(entry_gradient, arguments, moves))
     return results
+
+
+# At the edges: infinities, and temperatures down to 0.
+
+COLD = MP.mpf(10) ** -45  # stands for temperature 0
+
+
+def value_and_slopes(
+    f: Callable[..., Numbers], arguments: Sequence[Any], temperature: Any
+) -> list[np.ndarray]:
+    """Of f(*arguments, temperature=temperature), whose rows depend on the same rows of
+    the arguments alone: its value, and its derivatives in every column of every
+    argument and in the temperature, in float64.
+
+    A derivative that diverges as the temperature goes to 0 is 0 by convention.
+    """
+    with MP.workdps(150):
+        cold = np.abs(temperature) < np.finfo(np.float32).tiny
+        moving = [*map(exact, arguments), np.where(cold, COLD, exact(temperature))]
+        step = MP.mpf(10) ** -30 * np.minimum(1, np.abs(moving[-1]))
+
+        def at(position: int = 0, column: int = 0, move: Any = 0) -> Numbers:
+            moved = list(moving)
+            moved[position] = moving[position].copy()
+            moved[position][:, column] += (move * step)[:, 0]
+            *numbers, t = moved
+            return f(*numbers, temperature=t).reshape(step.shape)
+
+        slopes = [
+            np.concatenate(
+                [(at(i, c, 1) - at(i, c, -1)) / (2 * step) for c in range(a.shape[1])],
+                axis=1,
+            )
+            for i, a in enumerate(moving)
+        ]
+        value, *slopes = map(rounded, [at(), *slopes])
+    return [value, *(np.where(cold & np.isinf(s), 0, s) for s in slopes)]
 
 
 # Closed forms, for rows too long to difference.

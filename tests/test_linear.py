@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import checkify
-from laws import quickly
 
 import jaxsoft
 from jaxsoft._linear import api as _linear
@@ -159,7 +157,7 @@ def as_dtype(tree: Any, dtype: Any) -> Any:
 def value_and_pullback(f: Callable[..., Any], constant: Sequence[str] = ()) -> Any:
     """A function of (floats, others, cotangent), for f of (floats, others)."""
 
-    @quickly
+    @jax.jit
     def both(floats, others, cotangent):
         fixed = {name: floats[name] for name in constant}
         moving = {name: v for name, v in floats.items() if name not in constant}
@@ -242,7 +240,27 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# A part of what another case has; they run with what is slow.
+SLOW_CASES = {
+    "one token, one class",
+    "classes divided by the chunk, transposed",
+    "head alone",
+    "mean, recomputed",
+    "mean, frozen head",
+    "log_probs, fewer classes than a chunk",
+    "sum",
+}
+assert CASES.keys() > SLOW_CASES
+
+
+def cases(table: dict[str, Case], slow: Any) -> list[Any]:
+    return [
+        pytest.param(case, id=name, marks=pytest.mark.slow if name in slow else ())
+        for name, case in table.items()
+    ]
+
+
+@pytest.mark.parametrize("case", cases(CASES, SLOW_CASES))
 @pytest.mark.usefixtures("x64")
 def test_value_and_every_gradient_are_those_of_the_logits(case: Case):
     check_against_logits(case, seeds=range(2))
@@ -268,7 +286,9 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 3, 4))]
+)
 @pytest.mark.usefixtures("x64")
 def test_random_combinations(seed: int):
     check_against_logits(random_case(seed), seeds=(seed, seed + 100))
@@ -292,7 +312,7 @@ MANY_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", MANY_CASES.values(), ids=MANY_CASES)
+@pytest.mark.parametrize("case", cases(MANY_CASES, ["none, frozen head"]))
 @pytest.mark.usefixtures("x64")
 def test_tokens_that_count(case: Case):
     """Ignored labels lie anywhere; at last they are all there is."""
@@ -302,8 +322,9 @@ def test_tokens_that_count(case: Case):
         assert_same(linear(*arguments), dense(*arguments))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(
+    "reduction", ["none", pytest.param("mean", marks=pytest.mark.slow)]
+)
 def test_tokens_are_skipped_under_vmap(reduction, rng):
     """By the element in which most count: one of the two runs on half of the rows."""
     hidden = jnp.asarray(rng.normal(size=(2, 600, 4)), jnp.float32)
@@ -315,16 +336,17 @@ def test_tokens_are_skipped_under_vmap(reduction, rng):
         loss = jaxsoft.linear_cross_entropy(hidden, weight, labels, reduction=reduction)
         return jnp.sum(loss)
 
+    def of_logits(hidden, labels):
+        logits = hidden @ weight.T
+        return jnp.sum(jaxsoft.cross_entropy(logits, labels, reduction=reduction))
+
     program = jax.jit(jax.vmap(jax.value_and_grad(total))).lower(hidden, labels)
     compiled = program.compile()
     assert "conditional(" in compiled.as_text()
     values, gradients = compiled(hidden, labels)
-    for i in range(2):
-        logits = hidden[i] @ weight.T
-        dense = jaxsoft.cross_entropy(logits, labels[i], reduction=reduction)
-        np.testing.assert_allclose(values[i], jnp.sum(dense), rtol=1e-5)
-        expected = jax.grad(total)(hidden[i], labels[i])
-        np.testing.assert_allclose(gradients[i], expected, rtol=1e-4, atol=1e-6)
+    wanted, expected = jax.jit(jax.vmap(jax.value_and_grad(of_logits)))(hidden, labels)
+    np.testing.assert_allclose(values, wanted, rtol=1e-5)
+    np.testing.assert_allclose(gradients, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -335,35 +357,6 @@ def test_a_sum_over_a_part_of_the_tokens(monkeypatch):
     options = ("vocab_bias", "temperature")
     case = MANY.but(options=options, batch=(150,), chunk=None, reduction="sum")
     check_against_logits(case.but(ignore_index=None), seeds=range(2))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("x64")
-def test_the_chunk_does_not_matter():
-    options = ("vocab_bias", "label_smoothing", "temperature")
-    case = Case(options, batch=(6,), classes=23, vocab_axis=1, where="per token")
-    arguments = case.arguments(2, jnp.float32)
-    first, *more = (
-        value_and_pullback(case.but(chunk=chunk).head)(*arguments)
-        for chunk in (1, 22, 23)
-    )
-    for result in more:
-        # Sums of 23 terms in another order.
-        assert_same(result, first, 32)
-
-
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_differentiation_does_not_change_the_value(reduction):
-    case = Case(("vocab_bias",), batch=(3, 5), chunk=None, reduction=reduction)
-    floats, others, _ = case.arguments(4, jnp.float32)
-    f = functools.partial(case.head, others=others)
-    value = jax.jit(f)(floats)
-    with_reverse = jax.jit(lambda floats: jax.vjp(f, floats)[0])(floats)
-    with_forward = jax.jit(lambda floats: jax.jvp(f, (floats,), (floats,))[0])(floats)
-    # Of a sum, the gradient is taken together with the value, in a loop over tokens.
-    roundings = 0 if reduction == "none" else 2
-    for other in (with_reverse, with_forward, f(floats)):
-        assert_close(other, value, roundings)
 
 
 @pytest.mark.usefixtures("x64")
@@ -406,13 +399,13 @@ def every_derivative(f, constant, wrap, problem):
     }
 
 
-@functools.partial(quickly, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def under_vmap(f, constant, problems):
     each = functools.partial(every_derivative, f, constant, lambda g: g)
     return jax.vmap(each)(problems)
 
 
-@functools.partial(quickly, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def under_scan_and_checkpoint(f, constant, problems):
     def step(count, problem):
         return count + 1, every_derivative(f, constant, jax.checkpoint, problem)
@@ -455,12 +448,13 @@ def test_every_derivative(name):
     assert_same(actual, expected, 20_000)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_hessian_vector_product_over_tokens_that_count():
     case = MANY.but(options=("vocab_bias",), where="", batch=(513,))
     floats, others, cotangent = case.arguments(1)
 
-    @functools.partial(quickly, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0)
     def product(f, floats, tangents):
         gradient = jax.grad(lambda floats: jnp.vdot(cotangent, f(floats, others)))
         return jax.jvp(gradient, (floats,), (tangents,))[1]
@@ -468,22 +462,6 @@ def test_hessian_vector_product_over_tokens_that_count():
     tangents = case.arguments(2)[0]
     expected = product(case.of_logits, floats, tangents)
     assert_same(product(case.head, floats, tangents), expected)
-
-
-def test_vmap_over_heads():
-    case = Case(("vocab_bias",), batch=(6,))
-    floats, others, _ = case.arguments(5, jnp.float32)
-    heads = {
-        name: jnp.stack([floats[name], 2 * floats[name], -floats[name]])
-        for name in ("vocab_weight", "vocab_bias")
-    }
-
-    @jax.jit
-    def loss(head):
-        return case.head({**floats, **head}, others)
-
-    alone = [loss(jax.tree.map(lambda v, i=i: v[i], heads)) for i in range(3)]
-    assert_close(jax.jit(jax.vmap(loss))(heads), jnp.stack(alone), 8)
 
 
 # What heads without logits have got wrong.
@@ -494,14 +472,17 @@ def test_no_column_is_counted_that_is_not_there(vocab_axis):
     """Logits near -50, next to which a column of zeros would be all there is, and equal
     ones, of which one counted twice would show."""
     weight = jnp.full((13, 1) if vocab_axis == 0 else (1, 13), -50.0)
-    for chunk in (5, 12):
-        log_probs = jaxsoft.linear_log_probs(
-            jnp.ones((3, 1)),
-            weight,
-            jnp.array([0, 9, 12]),
-            vocab_axis=vocab_axis,
-            chunk_bytes=4 * 3 * chunk,
-        )
+
+    @jax.jit
+    def of_chunks(weight):
+        labels, hidden = jnp.array([0, 9, 12]), jnp.ones((3, 1))
+        layouts = [{"vocab_axis": vocab_axis, "chunk_bytes": 12 * n} for n in (5, 12)]
+        return [
+            jaxsoft.linear_log_probs(hidden, weight, labels, **layout)
+            for layout in layouts
+        ]
+
+    for log_probs in of_chunks(weight):
         np.testing.assert_allclose(log_probs.log_prob, -np.log(13), rtol=1e-6)
         np.testing.assert_allclose(log_probs.entropy, np.log(13), rtol=1e-6)
         np.testing.assert_allclose(log_probs.logsumexp, np.log(13) - 50, rtol=1e-6)
@@ -512,13 +493,17 @@ def test_the_gradient_of_a_token_is_its_own():
     """A cotangent of one token moves no other; those of all add up in the head."""
     case = Case(("vocab_bias",), batch=(5,), ignored=0)
     floats, others, _ = case.arguments(6, jnp.float32)
-    _, pull = jax.vjp(lambda floats: case.head(floats, others), floats)
-    (every,) = jax.vmap(pull)(jnp.eye(5))
+
+    @jax.jit
+    def of_each_and_all(floats):
+        _, pull = jax.vjp(lambda floats: case.head(floats, others), floats)
+        return jax.vmap(pull)(jnp.eye(5)), pull(jnp.ones(5))
+
+    (every,), (together,) = of_each_and_all(floats)
     of_others = every["hidden"][~np.eye(5, dtype=bool)]
     np.testing.assert_array_equal(of_others, np.zeros_like(of_others))
     own = every["hidden"][np.arange(5), np.arange(5)]
     assert np.all(np.any(own != 0, -1))
-    (together,) = pull(jnp.ones(5))
     assert_close(together["hidden"], own, 8)
     for name in ("vocab_weight", "vocab_bias"):
         assert_close(jnp.sum(every[name], 0), together[name], 8)
@@ -536,7 +521,10 @@ def test_the_cotangent_of_one_output_counts_alone():
         assert_same(gradients, dense(floats, others, alone)[1])
 
 
-@pytest.mark.parametrize(("reduction", "vocab_axis"), [("none", 1), ("mean", 0)])
+@pytest.mark.parametrize(
+    ("reduction", "vocab_axis"),
+    [("none", 1), pytest.param("mean", 0, marks=pytest.mark.slow)],
+)
 @pytest.mark.usefixtures("x64")
 def test_bfloat16_gradients_are_accumulated_in_float32(vocab_axis, reduction):
     """Over 1000 tokens and over 50 chunks. A sum in bfloat16 stalls after 256 terms.
@@ -581,7 +569,7 @@ def test_a_float16_gradient_out_of_range_meets_no_weight_0(reduction):
             jaxsoft.linear_cross_entropy(hidden, weight, jnp.array([0, 1]), **options)
         )
 
-    slopes = jax.grad(loss, (0, 1))(hidden, weight)
+    slopes = jax.jit(jax.grad(loss, (0, 1)))(hidden, weight)
     assert not any(np.any(np.isnan(slope)) for slope in slopes)
     np.testing.assert_array_equal(np.sign(slopes[0]), [[-1, 1], [1, -1]])
 
@@ -601,10 +589,14 @@ def test_bfloat16_logsumexp_is_that_of_a_float32_head():
 
 
 @pytest.mark.parametrize(
-    ("hidden_dtype", "weight_dtype"),
-    [("bfloat16", "bfloat16"), ("float16", "float32"), ("float32", "bfloat16")],
+    ("reduction", "hidden_dtype", "weight_dtype"),
+    [
+        ("none", "bfloat16", "bfloat16"),
+        ("mean", "bfloat16", "bfloat16"),
+        ("none", "float32", "bfloat16"),
+        ("mean", "float16", "float32"),
+    ],
 )
-@pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_gradients_have_the_dtype_of_their_argument(
     reduction, hidden_dtype, weight_dtype
 ):
@@ -640,14 +632,15 @@ def test_top_label_is_the_first_of_the_best(chunk):
             [-7.0, 2.0, -7.0, 2.5, 2.0, -7.0],
         ]
     )
+
+    @jax.jit
+    def top_labels(temperature):
+        options = {"temperature": temperature, "chunk_bytes": 4 * 5 * chunk}
+        labels = jnp.zeros(5, jnp.int32)
+        return jaxsoft.linear_log_probs(jnp.eye(5), x.T, labels, **options).top_label
+
     for temperature, expected in [(1.0, x.argmax(-1)), (-1.0, x.argmin(-1))]:
-        top_label = jaxsoft.linear_log_probs(
-            jnp.eye(5),
-            x.T,
-            jnp.zeros(5, int),
-            temperature=temperature,
-            chunk_bytes=4 * 5 * chunk,
-        ).top_label
+        top_label = top_labels(temperature)
         assert top_label.dtype == jnp.int32
         np.testing.assert_array_equal(top_label, expected)
 
@@ -655,7 +648,6 @@ def test_top_label_is_the_first_of_the_best(chunk):
 def test_temperature_zero_is_the_hard_limit():
     x = jnp.array([[1.0, 3.0, 0.0, 3.0, 3.0], [2.0, 1.0, 0.0, -1.0, 1.0]])
 
-    @jax.jit
     def both(temperature, hidden):
         arguments = hidden, x.T, jnp.array([3, 1])
         options: dict[str, Any] = {"temperature": temperature, "chunk_bytes": 16}
@@ -663,11 +655,16 @@ def test_temperature_zero_is_the_hard_limit():
         log_probs = jaxsoft.linear_log_probs(*arguments, **options)
         return loss, log_probs.log_prob, log_probs.entropy
 
-    (loss, log_prob, entropy), pull = jax.vjp(both, 0.0, jnp.eye(2))
+    @jax.jit
+    def with_gradients(*given):
+        values, pull = jax.vjp(both, *given)
+        return values, pull((jnp.ones(2),) * 3)
+
+    (loss, log_prob, entropy), gradients = with_gradients(0.0, jnp.eye(2))
+    of_temperature, of_hidden = gradients
     np.testing.assert_allclose(loss, [np.log(3), np.inf], rtol=1e-6)
     np.testing.assert_array_equal(log_prob, -loss)
     np.testing.assert_allclose(entropy, [np.log(3), 0], rtol=1e-6)
-    of_temperature, of_hidden = pull((jnp.ones(2),) * 3)
     assert np.isfinite(of_temperature)
     np.testing.assert_array_equal(of_hidden, np.zeros((2, 2)))
 
@@ -683,7 +680,7 @@ def test_a_sure_model_keeps_its_digits(chunk_bytes, reduction):
         label = jnp.array([0])
         return jnp.sum(jaxsoft.linear_cross_entropy(hidden, weight, label, **options))
 
-    value, (dhidden, dweight) = quickly(jax.value_and_grad(loss, (0, 1)))(
+    value, (dhidden, dweight) = jax.jit(jax.value_and_grad(loss, (0, 1)))(
         jnp.array([[20.0]]), jnp.array([[1.0], [0.0], [0.0]])
     )
     tail = 2 * np.exp(-20.0)
@@ -757,28 +754,9 @@ def test_masked_chunks_and_masked_labels():
     np.testing.assert_array_equal(gradients["hidden"][2], np.zeros(5))
 
 
-# Labels that are ignored, and labels that are no class.
+# Labels that are no class; those that are ignored: test_option_promises.py.
 
 PLAIN = Case(("vocab_bias", "z_loss", "label_smoothing"), batch=(6,))
-
-
-@pytest.mark.parametrize("case", [PLAIN, PLAIN.but(chunk=None, reduction="mean")])
-def test_ignored_tokens_count_for_nothing(case):
-    """Whatever their hidden states are, not a bit changes, in any gradient."""
-    ignored = np.array([False, True, False, True, True, False])
-    others = {"labels": jnp.where(ignored, -100, jnp.array([0, 5, 12, 5, 5, 3]))}
-    floats, _, cotangent = case.arguments(1, jnp.float32)
-    f = value_and_pullback(case.head)
-
-    def result(in_ignored):
-        hidden = jnp.where(ignored[:, None], in_ignored, floats["hidden"])
-        return f({**floats, "hidden": hidden}, others, cotangent)
-
-    value, gradients = result(0.0)
-    assert case.reduction == "mean" or not np.any(value[ignored])
-    np.testing.assert_array_equal(gradients["hidden"][ignored], np.zeros((3, 5)))
-    for junk in (np.nan, np.inf, 1e30):
-        jax.tree.map(np.testing.assert_array_equal, result(junk), (value, gradients))
 
 
 @pytest.mark.usefixtures("x64")
@@ -797,25 +775,10 @@ def test_invalid_labels_are_nan_in_value_and_gradient():
     valid_only = linear(floats, {"labels": jnp.where(invalid, -100, labels)}, cotangent)
     np.testing.assert_array_equal(value[~invalid], valid_only[0][~invalid])
 
-    log_probs = jaxsoft.linear_log_probs(
-        floats["hidden"], floats["vocab_weight"], labels, chunk_bytes=4 * 8 * 4
-    )
+    of_labels = functools.partial(jaxsoft.linear_log_probs, chunk_bytes=4 * 8 * 4)
+    log_probs = jax.jit(of_labels)(floats["hidden"], floats["vocab_weight"], labels)
     np.testing.assert_array_equal(np.isnan(log_probs.log_prob), invalid | (labels < 0))
     assert not np.any(np.isnan(log_probs.logsumexp + log_probs.entropy))
-
-
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32"])
-def test_labels_of_any_integer_dtype(dtype):
-    """300 classes do not fit into 8 bits, and 156 is not -100."""
-    case = Case(batch=(3,), features=2, classes=300)
-    floats, _, _ = case.arguments(0, jnp.float32)
-    labels = [0, 127, 156 if dtype.startswith("u") else -100]
-    actual, expected = (
-        jaxsoft.linear_cross_entropy(**floats, labels=jnp.array(labels, kind))
-        for kind in (dtype, "int32")
-    )
-    np.testing.assert_array_equal(actual, expected)
-    assert bool(actual[2] == 0) == (labels[2] == -100)
 
 
 # Errors.
@@ -862,38 +825,16 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"chunk_bytes": True}, TypeError, "chunk_bytes must be an int; got True"),
     ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be positive; got 0"),
 ]
-# Of the shared checks, to which each function passes its name and its options.
-OF_BOTH: dict[str, Any] = {
-    "hidden": "h",
-    "vocab_weight": jnp.zeros((5, 3), jnp.complex64),
-    "labels": jnp.zeros((2, 1), jnp.int32),
-    "temperature": jnp.ones((2, 5)),
-    "softcap": -1.0,
-}
-OF_THE_LOSS: dict[str, Any] = {
-    "where": jnp.ones((2, 3), bool),
-    "class_weight": jnp.ones(2),
-    "sample_weight": jnp.ones((2, 2)),
-    "label_smoothing": 1.5,
-    "z_loss": jnp.ones(2),
-    "ignore_index": 0.5,
-    "reduction": "average",
-}
 
 
 @pytest.mark.parametrize("function", ["linear_cross_entropy", "linear_log_probs"])
 def test_errors(function):
+    """Of these modules alone. Every argument of every function: test_bad_input.py."""
     call = getattr(jaxsoft, function)
     for changed, error, text in ERRORS:
         with pytest.raises(error) as caught:
             call(**{**HEAD, **changed})
         assert str(caught.value) == f"{function}: {text}"
-    shared = OF_BOTH if function == "linear_log_probs" else OF_BOTH | OF_THE_LOSS
-    for option, value in shared.items():
-        with pytest.raises(
-            (TypeError, ValueError), match=f"^{function}: {option} must "
-        ):
-            call(**{**HEAD, option: value})
 
 
 def test_every_raise_has_a_case():
@@ -915,39 +856,33 @@ def test_every_raise_has_a_case():
         assert any((name, line) in reached for line in lines), f"{name}:{lines.start}"
 
 
-def test_checkify_names_the_label():
-    function = checkify.checkify(jaxsoft.linear_cross_entropy)
-    error, _ = function(jnp.ones((3, 2)), jnp.ones((7, 2)), jnp.array([1, 9, -100]))
-    message = "linear_cross_entropy: labels must lie in [0, 7) or equal ignore_index; "
-    assert message + "got label 9" in str(error.get())
-    error, _ = checkify.checkify(jaxsoft.linear_log_probs)(
-        jnp.ones((3, 2)), jnp.ones((7, 2)), jnp.array([1, 6, -100])
-    )
-    assert "linear_log_probs: labels must lie in [0, 7)" in str(error.get())
-    assert "got label -100" in str(error.get())
-
-
-@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
-def test_float16_does_not_hold_what_is_scaled_later(scale):
+def test_float16_does_not_hold_what_is_scaled_later():
     """The mean does not depend on the scale of the weights, nor does its gradient."""
     hidden = jnp.ones((4, 2), jnp.float16)
     weight = jnp.array([[1, 0], [0, 1], [1, 1]], jnp.float16)
     labels = jnp.array([0, 1, 2, 0])
 
-    def loss(hidden, weight):
+    def loss(hidden, weight, scale):
+        v = jnp.broadcast_to(scale, (4,))
         return jaxsoft.linear_cross_entropy(
-            hidden, weight, labels, sample_weight=jnp.full(4, scale), reduction="mean"
+            hidden, weight, labels, sample_weight=v, reduction="mean"
         )
 
     def of_logits(hidden, weight):
         logits = hidden.astype(jnp.float32) @ weight.astype(jnp.float32).T
         return jaxsoft.cross_entropy(logits, labels, reduction="mean")
 
-    expected = jax.grad(of_logits, (0, 1))(hidden, weight)
-    for actual, wanted in zip(jax.grad(loss, (0, 1))(hidden, weight), expected):
-        np.testing.assert_allclose(actual, wanted, rtol=3e-3, atol=1e-4)
-    alone = jax.grad(loss)(hidden, weight)
-    np.testing.assert_allclose(alone, expected[0], rtol=3e-3, atol=1e-4)
+    @jax.jit
+    def slopes(*given):
+        return *jax.grad(loss, (0, 1))(*given), jax.grad(loss)(*given)
+
+    in_hidden, in_weight = jax.jit(jax.grad(of_logits, (0, 1)))(hidden, weight)
+    for scale in (1e-8, 1.0, 1e6):
+        given = slopes(hidden, weight, scale)
+        for actual, wanted in zip(given, (in_hidden, in_weight, in_hidden)):
+            np.testing.assert_allclose(
+                actual, wanted, rtol=3e-3, atol=1e-4, err_msg=f"scale {scale}"
+            )
 
 
 def test_float16_under_a_frozen_head_and_a_loss_scale():
@@ -960,7 +895,7 @@ def test_float16_under_a_frozen_head_and_a_loss_scale():
 
     p = np.exp(-20.0)
     expected = 2**16 * np.array([[-40 * p, 10 * p, 10 * p]])
-    np.testing.assert_allclose(jax.grad(loss)(hidden), expected, rtol=5e-3)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(hidden), expected, rtol=5e-3)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -982,6 +917,6 @@ def test_no_features(reduction):
 
     bias = jnp.arange(4.0)
     for actual, wanted in zip(
-        jax.value_and_grad(loss)(bias), jax.value_and_grad(of_logits)(bias)
+        *(jax.jit(jax.value_and_grad(f))(bias) for f in (loss, of_logits))
     ):
         np.testing.assert_allclose(actual, wanted, rtol=1e-6)

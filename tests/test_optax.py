@@ -1,9 +1,10 @@
 """Beside optax: the same numbers where both are right, and where they differ and why.
 
-Values are compared in the tests of each loss; here are the gradients, and the faults of
-optax as expected differences. A fault that goes away fails its test, and may then go.
+The faults of optax are expected differences. A fault that goes away fails its test, and
+may then go.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,10 +34,8 @@ def given(rng):
     return {
         "x": 2 * floats(ROWS, CLASSES),
         "x2": 2 * floats(ROWS, CLASSES),
-        "x3": 2 * floats(2, 3, 4),
         "y": jnp.arange(ROWS) % 3,
         "q": jax.nn.softmax(floats(ROWS, CLASSES)),
-        "yes": jnp.asarray(rng.random((ROWS, CLASSES)) < 0.5),
         "where": jnp.asarray(np.arange(CLASSES) < 3 + np.arange(ROWS)[:, None] % 3),
     }
 
@@ -53,39 +52,10 @@ SAME: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
         lambda x, y, where: jaxsoft.cross_entropy(x, y, where=where),
         lambda x, y, where: optax_indices(x, y, where=where),
     ),
-    "indices, first axis": (
-        "x y",
-        lambda x, y: jaxsoft.cross_entropy(x.T, y, axis=0),
-        lambda x, y: optax_indices(x.T, y, axis=0),
-    ),
-    "indices, two axes": (
-        "x3",
-        lambda x: jaxsoft.cross_entropy(x, jnp.array([7, 11]), axis=(1, 2)),
-        lambda x: optax_indices(x, jnp.array([7, 11]), axis=(1, 2)),
-    ),
     "indices, mean": (
         "x y",
         lambda x, y: jaxsoft.cross_entropy(x, y, reduction="mean"),
         lambda x, y: jnp.mean(optax_indices(x, y)),
-    ),
-    "indices, mean of weighted": (
-        "x y",
-        lambda x, y: jaxsoft.cross_entropy(
-            x, y, sample_weight=jnp.arange(1.0, ROWS + 1), reduction="mean"
-        ),
-        lambda x, y: jnp.average(
-            optax_indices(x, y), weights=jnp.arange(1.0, ROWS + 1)
-        ),
-    ),
-    "indices, temperature": (
-        "x y",
-        lambda x, y: jaxsoft.cross_entropy(x, y, temperature=2.0),
-        lambda x, y: optax_indices(x / 2, y),
-    ),
-    "indices, softcap": (
-        "x y",
-        lambda x, y: jaxsoft.cross_entropy(x, y, softcap=5.0),
-        lambda x, y: optax_indices(5 * jnp.tanh(x / 5), y),
     ),
     "indices, smoothing": (
         "x y",
@@ -93,28 +63,8 @@ SAME: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
         lambda x, y: optax_probabilities(x, optax.smooth_labels(one_hot(y), 0.2)),
     ),
     "probabilities": ("x q", jaxsoft.cross_entropy, optax_probabilities),
-    "probabilities that are not normalised": (
-        "x q",
-        lambda x, q: jaxsoft.cross_entropy(x, 3 * q),
-        lambda x, q: optax_probabilities(x, 3 * q),
-    ),
-    "probabilities, first axis": (
-        "x q",
-        lambda x, q: jaxsoft.cross_entropy(x, q, axis=0),
-        lambda x, q: optax_probabilities(x, q, axis=0),
-    ),
-    "probabilities, smoothing": (
-        "x q",
-        lambda x, q: jaxsoft.cross_entropy(x, q, label_smoothing=0.2),
-        lambda x, q: optax_probabilities(x, optax.smooth_labels(q, 0.2)),
-    ),
     "safe": ("x q", jaxsoft.cross_entropy, optax.safe_softmax_cross_entropy),
     "binary": ("x q", jaxsoft.binary_cross_entropy, optax_binary),
-    "binary of booleans": (
-        "x yes",
-        jaxsoft.binary_cross_entropy,
-        lambda x, yes: optax_binary(x, yes.astype(jnp.float32)),
-    ),
     "binary, smoothing": (
         "x q",
         lambda x, q: jaxsoft.binary_cross_entropy(x, q, label_smoothing=0.2),
@@ -124,13 +74,6 @@ SAME: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
         "x x2",
         jaxsoft.kl_divergence,
         lambda x, x2: optax.kl_divergence(jax.nn.log_softmax(x2), jax.nn.softmax(x)),
-    ),
-    "kl_divergence with log targets": (
-        "x x2",
-        lambda x, x2: jaxsoft.kl_divergence(x, x2, temperature=2.0),
-        lambda x, x2: optax.losses.kl_divergence_with_log_targets(
-            jax.nn.log_softmax(x2 / 2), jax.nn.log_softmax(x / 2)
-        ),
     ),
     "generalized kl_divergence": (
         "x x2",
@@ -152,32 +95,38 @@ SAME: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
 @pytest.mark.parametrize("case", SAME)
 def test_value_and_gradients_are_the_same(case, given):
     """A few roundings apart, of the largest entry: optax subtracts what we do not."""
-    names, ours, theirs = SAME[case]
-    arguments = [given[name] for name in names.split()]
-    moving = [jnp.issubdtype(a.dtype, jnp.floating) for a in arguments]
+    names, *losses = SAME[case]
+    every = {name: given[name] for name in names.split()}
+    floats = {n: a for n, a in every.items() if jnp.issubdtype(a.dtype, jnp.floating)}
 
-    def value_and_gradients(loss):
-        def of_floats(*floats):
-            rest = iter(floats)
-            return loss(*(next(rest) if m else a for a, m in zip(arguments, moving)))
+    @jax.jit
+    def of_ours_and_theirs(floats):
+        results = []
+        for loss in losses:
+            f = lambda floats, f=loss: f(*(every | floats).values())  # noqa: E731
+            value, pull = jax.vjp(f, floats)
+            cotangent = jnp.linspace(1, 2, value.size).reshape(value.shape)
+            results.append({"value": value, **pull(cotangent)[0]})
+        return results
 
-        @jax.jit
-        def both(*floats):
-            value, pull = jax.vjp(of_floats, *floats)
-            return value, *pull(jnp.linspace(1, 2, value.size).reshape(value.shape))
-
-        return both(*(a for a, m in zip(arguments, moving) if m))
-
-    for a, b in zip(value_and_gradients(ours), value_and_gradients(theirs)):
-        chex.assert_trees_all_close(a, b, rtol=0, atol=32 * EPS * jnp.max(jnp.abs(b)))
+    ours, theirs = of_ours_and_theirs(floats)
+    for what, expected in theirs.items():
+        tolerance = 32 * EPS * np.max(np.abs(expected))
+        np.testing.assert_allclose(
+            ours[what], expected, rtol=0, atol=tolerance, err_msg=f"{case}: {what}"
+        )
 
 
 # What optax does otherwise.
 
 
 def row_and_gradient(loss, x, *others):
-    value, pull = jax.vjp(lambda x: loss(x, *others), jnp.asarray(x))
-    return np.asarray(value), np.asarray(pull(jnp.ones_like(value))[0])
+    @jax.jit
+    def both(x, *others):
+        value, pull = jax.vjp(lambda x: loss(x, *others), x)
+        return value, pull(jnp.ones_like(value))[0]
+
+    return tuple(map(np.asarray, both(jnp.asarray(x), *others)))
 
 
 def test_label_minus_1_wraps():
@@ -206,10 +155,11 @@ def test_narrow_labels_wrap():
     x = np.zeros((1, 300), np.float32)
     x[0, 200] = 7
     label = jnp.array([-100], jnp.int8)
-    wrapped = optax_indices(jnp.asarray(x), label)
-    of_200 = jaxsoft.cross_entropy(jnp.asarray(x), jnp.array([200]))
+    ours = functools.partial(jaxsoft.cross_entropy, ignore_index=None)
+    wrapped = jax.jit(optax_indices)(jnp.asarray(x), label)
+    of_200 = jax.jit(ours)(jnp.asarray(x), jnp.array([200]))
     np.testing.assert_allclose(wrapped, of_200, rtol=16 * EPS)
-    ours = jaxsoft.cross_entropy(jnp.asarray(x), label, ignore_index=None)
+    ours = jax.jit(ours)(jnp.asarray(x), label)
     assert np.isnan(ours[0])
 
 
@@ -217,17 +167,19 @@ def test_the_loss_of_a_masked_label_is_negative():
     """Of probabilities it is 0. That class has probability 0: the loss is infinite."""
     x, where = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[True, True, False]])
     label = jnp.array([2])
+    one_hot = jax.nn.one_hot(label, 3)
     assert optax_indices(x, label, where=where)[0] < -0.5
-    assert optax_probabilities(x, jax.nn.one_hot(label, 3), where=where)[0] == 0
-    for labels in (label, jax.nn.one_hot(label, 3)):
-        assert np.isposinf(jaxsoft.cross_entropy(x, labels, where=where)[0])
+    assert optax_probabilities(x, one_hot, where=where)[0] == 0
+    ours = jax.jit(functools.partial(jaxsoft.cross_entropy, where=where))
+    for labels in (label, one_hot):
+        assert np.isposinf(ours(x, labels)[0])
 
 
 def test_the_loss_of_equal_large_logits_is_0():
     """log 3 is below the last digit of logsumexp([1e8] * 3)."""
     x = jnp.full((1, 3), 1e8)
     assert optax_indices(x, jnp.array([0]))[0] == 0
-    ours = jaxsoft.cross_entropy(x, jnp.array([0]))
+    ours = jax.jit(jaxsoft.cross_entropy)(x, jnp.array([0]))
     np.testing.assert_allclose(ours, [np.log(3)], rtol=2 * EPS)
 
 
@@ -252,9 +204,10 @@ def test_infinite_logits_are_nan():
     assert np.isnan(optax_probabilities(below, first)[0])
     assert optax.safe_softmax_cross_entropy(below, first)[0] == 0
     assert np.isnan(optax_indices(above, jnp.array([0]))[0])
+    ours = jax.jit(jaxsoft.cross_entropy)
     for x in (below, above):
-        assert jaxsoft.cross_entropy(x, jnp.array([0]))[0] == 0
-        assert jaxsoft.cross_entropy(x, first)[0] == 0
+        assert ours(x, jnp.array([0]))[0] == 0
+        assert ours(x, first)[0] == 0
 
 
 def test_binary_of_infinite_logits_is_nan_where_it_is_right():
@@ -281,6 +234,6 @@ def test_the_loss_of_half_precision_is_rounded_to_it():
     x = jnp.array([[1.0, 2.0, 3.0]], jnp.bfloat16)
     label = jnp.array([0])
     assert optax_indices(x, label).dtype == jnp.bfloat16
-    ours = jaxsoft.cross_entropy(x, label)
+    ours = jax.jit(jaxsoft.cross_entropy)(x, label)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, [2.4076059644443803], rtol=2 * EPS)

@@ -1,5 +1,8 @@
 """What the losses promise, through every option: neutral values that change no bit, the
 digits of a sure model, ignored rows, invalid labels, narrow labels, half precision.
+
+A row is a row, whatever the others are: labels, extremes and NaN of all kinds are rows
+of one batch, and pass through one program for every loss and its options.
 """
 
 import functools
@@ -12,8 +15,18 @@ import numpy as np
 import oracle
 import pytest
 from jax.experimental import checkify
+from laws import as_users_have_it
 
 import jaxsoft
+
+
+def alone_slow(cases: Any, fast: Any) -> list[Any]:
+    """The cases, of which those that are not fast are marked slow."""
+    return [
+        case if case in fast else pytest.param(case, marks=pytest.mark.slow)
+        for case in cases
+    ]
+
 
 # An option at its neutral value.
 
@@ -32,9 +45,15 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "temperature per row": {"temperature": np.ones((ROWS, 1), np.float32)},
     "z_loss": {"z_loss": np.float32(0)},
 }
-NEUTRAL["all of them"] = {
-    name: value for case in NEUTRAL.values() for name, value in case.items()
+ALL = "all of them"
+# With all together a change by one of them shows: alone they run with what is slow.
+TOGETHER = {
+    "all scalars": {
+        n: v[n] for n, v in NEUTRAL.items() if " " not in n and np.ndim(v[n]) == 0
+    },
+    ALL: {name: v for case in NEUTRAL.values() for name, v in case.items()},
 }
+NEUTRAL |= TOGETHER
 
 
 def logits_and_labels(kind: str) -> tuple[jax.Array, jax.Array]:
@@ -56,19 +75,25 @@ def loss_and_gradient(x, labels, options: dict[str, Any], **static: Any):
 @functools.cache
 def without_options(kind: str):
     # The logits are arguments: XLA computes with constants by other means.
-    return jax.jit(loss_and_gradient)(*logits_and_labels(kind), {})
+    return as_users_have_it(loss_and_gradient)(*logits_and_labels(kind), {})
 
 
-@pytest.mark.parametrize("traced", [True, False], ids=["traced", "concrete"])
-@pytest.mark.parametrize("case", NEUTRAL)
+@pytest.mark.parametrize(
+    "traced",
+    [
+        pytest.param(True, id="traced"),
+        pytest.param(False, id="concrete", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("case", alone_slow(NEUTRAL, TOGETHER))
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 def test_a_neutral_option_changes_no_bit(kind, case, traced):
     options = jax.tree.map(jnp.asarray, NEUTRAL[case])
     if traced:
-        given = jax.jit(loss_and_gradient)(*logits_and_labels(kind), options)
+        f, options = loss_and_gradient, (options,)
     else:
-        concrete = jax.jit(functools.partial(loss_and_gradient, options=options))
-        given = concrete(*logits_and_labels(kind))
+        f, options = functools.partial(loss_and_gradient, options=options), ()
+    given = as_users_have_it(f)(*logits_and_labels(kind), *options)
     jax.tree.map(np.testing.assert_array_equal, given, without_options(kind))
 
 
@@ -86,8 +111,7 @@ def test_a_neutral_option_changes_no_bit_of_the_mean(kind):
             jax.tree.map(same, neutral, plain)
 
 
-def test_neutral_numbers_and_an_unused_ignore_index_change_no_bit():
-    """Python numbers leave the very program; so does an index that ignores nothing."""
+def test_neutral_numbers_leave_the_very_program():
     numbers = {
         "label_smoothing": 0.0,
         "temperature": 1,
@@ -99,22 +123,24 @@ def test_neutral_numbers_and_an_unused_ignore_index_change_no_bit():
         "ignore_index": -100,
     }
     for kind in ("indices", "probabilities"):
-        compiled = jax.jit(functools.partial(loss_and_gradient, options=numbers))
-        given = compiled(*logits_and_labels(kind))
-        jax.tree.map(np.testing.assert_array_equal, given, without_options(kind))
-    x, labels = logits_and_labels("indices")
-    in_use = labels != -100
-    expected = without_options("indices")[0][in_use]
-    for ignore_index in (None, -1, 99):
-        loss = functools.partial(jaxsoft.cross_entropy, ignore_index=ignore_index)
-        given = jax.jit(loss)(x, jnp.where(in_use, labels, 0))
-        np.testing.assert_array_equal(given[in_use], expected)
+        given = logits_and_labels(kind)
+        with_numbers, without = (
+            jax.jit(lambda x, labels, o=options: loss_and_gradient(x, labels, o))
+            .lower(*given)
+            .as_text()
+            for options in (numbers, {})
+        )
+        assert with_numbers == without, kind
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("function", "options"),
     [
-        ("kl_divergence", {"where": True, "temperature": 1.0, "sample_weight": 1.0}),
+        pytest.param(
+            "kl_divergence",
+            {"where": True, "temperature": 1.0, "sample_weight": 1.0},
+            marks=pytest.mark.slow,  # so many operations
+        ),
         (
             "binary_cross_entropy",
             {"pos_weight": 1.0, "sample_weight": 1.0, "label_smoothing": 0.0},
@@ -122,12 +148,10 @@ def test_neutral_numbers_and_an_unused_ignore_index_change_no_bit():
         ("multilabel_cross_entropy", {"where": True}),
         ("circle_loss", {"where_positive": True, "where_negative": True}),
     ],
-    ids=lambda case: case[0],
 )
-def test_neutral_options_of_the_other_losses_change_no_bit(case):
+def test_neutral_options_of_the_other_losses_change_no_bit(function, options):
     """Operation by operation: compiled, a sum of two products is rounded once or twice,
     as XLA fuses them into the program at hand."""
-    function, options = case
     x, y = logits_and_labels("probabilities")
 
     def both(options):
@@ -136,17 +160,17 @@ def test_neutral_options_of_the_other_losses_change_no_bit(case):
         return value, pull(jnp.ones_like(value))
 
     with jax.disable_jit():
-        plain = both({})
-        for name, value in options.items():
-            value = jnp.asarray(value, bool if value is True else jnp.float32)
-            jax.tree.map(np.testing.assert_array_equal, both({name: value}), plain)
+        neutral = both(jax.tree.map(jnp.asarray, options))
+        jax.tree.map(np.testing.assert_array_equal, neutral, both({}))
 
 
 # A model that is sure of its answer keeps its digits through every option.
 
-GAPS = np.arange(5, 85, 5)
-SURE = np.zeros((len(GAPS), 3), np.float32)
-SURE[np.arange(len(GAPS)), np.arange(len(GAPS)) % 3] = GAPS
+GAPS = np.tile(np.arange(5, 85, 5), 2)
+BEST = np.arange(len(GAPS)) % 3
+SURE = np.where(BEST[:, None] == np.arange(3), GAPS[:, None], 0).astype(np.float32)
+# The label is the best class in the first half of the rows, and another in the second.
+OF_SURE = ((BEST + (np.arange(len(GAPS)) >= len(GAPS) // 2)) % 3).astype(np.int32)
 PER_ROW = np.linspace(0.3, 3, len(GAPS)).astype(np.float32)
 
 KEEPS_DIGITS: dict[str, dict[str, Any]] = {
@@ -159,7 +183,7 @@ KEEPS_DIGITS: dict[str, dict[str, Any]] = {
     "sample_weight": {"sample_weight": PER_ROW},
     "where": {"where": SURE >= 0},
 }
-KEEPS_DIGITS["all of them"] = {
+KEEPS_DIGITS[ALL] = {
     name: value
     for case, options in KEEPS_DIGITS.items()
     for name, value in options.items()
@@ -167,34 +191,23 @@ KEEPS_DIGITS["all of them"] = {
 }
 
 
-@functools.cache
-def of_sure_rows(case: str):
-    options = jax.tree.map(jnp.asarray, KEEPS_DIGITS[case])
-
-    @jax.jit
-    def both(x, labels):
-        def loss(x):
-            return jaxsoft.cross_entropy(x, labels, **options)
-
-        value, pull = jax.vjp(loss, x)
-        return value, pull(jnp.ones_like(value))[0]
-
-    return both
+FAST = ["label_smoothing", "temperature", "softcap", ALL]
 
 
-@pytest.mark.parametrize("label", ["best", "other", "one-hot"])
-@pytest.mark.parametrize("case", KEEPS_DIGITS)
-def test_a_sure_model_keeps_its_digits(case, label, record_property):
-    best = np.argmax(SURE, axis=-1)
-    labels = ((best + 1) % 3 if label == "other" else best).astype(np.int32)
-    if label == "one-hot":
-        labels = np.eye(3, dtype=np.float32)[best]
+@pytest.mark.parametrize(
+    "kind", ["indices", pytest.param("one-hot", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("case", alone_slow(KEEPS_DIGITS, FAST))
+def test_a_sure_model_keeps_its_digits(case, kind, record_property):
+    labels = OF_SURE if kind == "indices" else np.eye(3, dtype=np.float32)[OF_SURE]
     options = KEEPS_DIGITS[case]
 
     def meaning(x):
         return oracle.cross_entropy(x, labels, **options)
 
-    value, gradient = of_sure_rows(case)(SURE, labels)
+    traced = jax.tree.map(jnp.asarray, options)
+    both = as_users_have_it(loss_and_gradient)
+    value, gradient = both(SURE, labels, traced)
     wanted = oracle.pullback(meaning, [SURE], np.ones(len(SURE)))[0]
     worst = {}
     for name, given, expected in [
@@ -213,139 +226,213 @@ def test_a_sure_model_keeps_its_digits(case, label, record_property):
     assert max(worst.values()) <= 64
 
 
-# Ignored rows and invalid labels under every option.
+# Ignored rows and invalid labels under every option, of the losses that have labels.
 
 FEW = 5
+IGNORED = -100
+INVALID = [FEW, FEW + 1, -1, -FEW, -99, -101, 2**31 - 1, -(2**31)]
+GOOD = np.resize(np.array([0, 1, 2, 1, 4], np.int32), 2 * len(INVALID))
+COUNT = len(GOOD)
+ODD = np.arange(COUNT) % 2 == 1  # the rows that are invalid or ignored
 JUNK = np.array([np.nan, np.inf, -np.inf, 1e30, 0], np.float32)
 ROW_OPTIONS: dict[str, dict[str, Any]] = {
+    "none": {},
     "where": {"where": np.arange(FEW) != 3},
     "class_weight": {"class_weight": np.arange(1, FEW + 1, dtype=np.float32)},
-    "sample_weight": {"sample_weight": np.linspace(1, 2, ROWS, dtype=np.float32)},
+    "sample_weight": {"sample_weight": np.linspace(1, 2, COUNT, dtype=np.float32)},
     "label_smoothing": {"label_smoothing": np.float32(0.1)},
-    "temperature": {"temperature": np.linspace(1, 2, ROWS, dtype=np.float32)[:, None]},
+    "temperature": {"temperature": np.linspace(1, 2, COUNT, dtype=np.float32)[:, None]},
     "softcap": {"softcap": np.float32(5)},
     "z_loss": {"z_loss": np.float32(0.1)},
 }
-ROW_OPTIONS["all of them"] = {
+ROW_OPTIONS[ALL] = {
     name: value for options in ROW_OPTIONS.values() for name, value in options.items()
 }
-GOOD = np.array([0, 1, 2, 1, 4, 0], np.int32)
+
+
+def loss_of_labels(function: str, x: Any, labels: Any, **options: Any) -> jax.Array:
+    """Of a linear head, that of the identity, which is then an option."""
+    if function == "cross_entropy":
+        return jaxsoft.cross_entropy(x, labels, **options)
+    head = options.pop("vocab_weight", None)
+    head = jnp.eye(x.shape[-1], dtype=x.dtype) if head is None else head
+    return jaxsoft.linear_cross_entropy(x, head, labels, **options)
 
 
 @functools.cache
-def of_rows(case: str, reduction: str = "none"):
+def of_rows(function: str, case: str, reduction: str) -> Any:
     """(logits, labels) to the loss, and its gradients in the logits and the options."""
-    options = jax.tree.map(jnp.asarray, ROW_OPTIONS[case])
-    where = options.pop("where", None)
+    moving = jax.tree.map(jnp.asarray, ROW_OPTIONS[case])
+    where = moving.pop("where", None)
+    if function == "linear_cross_entropy":
+        moving["vocab_weight"] = jnp.eye(FEW)
 
     @jax.jit
     def value_and_gradients(x, labels):
-        def loss(x, options):
-            return jaxsoft.cross_entropy(
-                x, labels, where=where, reduction=reduction, **options
-            )
+        def loss(x, moving):
+            fixed = {"where": where, "reduction": reduction}
+            return loss_of_labels(function, x, labels, **fixed, **moving)
 
-        value, pull = jax.vjp(loss, x, options)
+        value, pull = jax.vjp(loss, x, moving)
         return value, *pull(jnp.ones_like(value))
 
     return value_and_gradients
 
 
-@pytest.fixture
-def few_logits(rng):
-    return 2 * rng.normal(size=(ROWS, FEW)).astype(np.float32)
+@pytest.mark.parametrize(
+    ("function", "case", "reduction"),
+    [
+        *(("cross_entropy", case, "none") for case in ROW_OPTIONS),
+        ("cross_entropy", ALL, "mean"),
+        ("linear_cross_entropy", "none", "none"),
+        ("linear_cross_entropy", ALL, "none"),
+        ("linear_cross_entropy", "z_loss", "mean"),
+    ],
+)
+def test_ignored_rows_and_invalid_labels(function, case, reduction, rng):
+    """An ignored row is exactly 0, whatever its logits are, and a row with an invalid
+    label is NaN; neither changes a bit of the others."""
+    both = of_rows(function, case, reduction)
+    x = np.float32(2 * rng.normal(size=(COUNT, FEW)))
+    spoiled = x.copy()
+    spoiled[ODD] = np.resize([*JUNK, *[np.nan] * FEW], (len(INVALID), FEW))
+    ignored, invalid = GOOD.copy(), GOOD.copy()
+    ignored[ODD], invalid[ODD] = IGNORED, INVALID
+
+    value, gradient, in_options = given = both(spoiled, ignored)
+    np.testing.assert_array_equal(gradient[ODD], 0)
+    if reduction == "none":
+        np.testing.assert_array_equal(value[ODD], 0)
+    per_row = {"sample_weight", "temperature"} & in_options.keys()
+    for name in per_row:
+        np.testing.assert_array_equal(in_options[name][ODD], 0, name)
+    chex.assert_tree_all_finite(given)
+    jax.tree.map(np.testing.assert_array_equal, given, both(x, ignored))
+
+    value, gradient, in_options = both(x, invalid)
+    wanted, wanted_gradient, wanted_in_options = both(x, GOOD)
+    if reduction != "none":
+        assert np.isnan(value)
+        return
+    np.testing.assert_array_equal(np.isnan(value), ODD)
+    included = ROW_OPTIONS[case].get("where", np.ones(FEW, bool))
+    if function == "linear_cross_entropy":  # a product has met the NaN
+        included = np.ones(FEW, bool)
+    np.testing.assert_array_equal(np.isnan(gradient), ODD[:, None] & included)
+    np.testing.assert_array_equal(value[~ODD], wanted[~ODD])
+    np.testing.assert_array_equal(gradient[~ODD], wanted_gradient[~ODD])
+    for name in per_row:
+        entries, others = in_options[name], wanted_in_options[name]
+        assert np.all(np.isnan(entries[ODD])), name
+        np.testing.assert_array_equal(entries[~ODD], others[~ODD], name)
 
 
 @pytest.mark.parametrize(
-    ("case", "reduction"),
-    [*((case, "none") for case in ROW_OPTIONS), ("all of them", "mean")],
+    ("function", "options"),
+    [
+        ("cross_entropy", {}),
+        ("cross_entropy", ROW_OPTIONS[ALL]),
+        ("linear_cross_entropy", {}),
+        ("linear_log_probs", {}),
+    ],
 )
-def test_an_ignored_row_is_exactly_0_under_every_option(case, reduction, few_logits):
-    both = of_rows(case, reduction)
-    labels = GOOD.copy()
-    labels[[1, 4]] = -100
-    spoiled = few_logits.copy()
-    spoiled[1], spoiled[4] = JUNK, np.nan
-    value, gradient, in_options = both(spoiled, labels)
-    np.testing.assert_array_equal(gradient[np.array([1, 4])], 0)
-    if reduction == "none":
-        np.testing.assert_array_equal(value[np.array([1, 4])], 0)
-    for name in ("sample_weight", "temperature"):
-        if name in in_options:
-            np.testing.assert_array_equal(in_options[name][np.array([1, 4])], 0)
-    given = (value, gradient, in_options)
-    chex.assert_tree_all_finite(given)
-    jax.tree.map(np.testing.assert_array_equal, given, both(few_logits, labels))
+def test_checkify_names_function_label_and_range(function, options, rng):
+    """Also under vmap and grad, where every row is a call of its own."""
+    x = jnp.asarray(rng.normal(size=(COUNT, FEW)), jnp.float32)
+    options = jax.tree.map(jnp.asarray, options)
 
+    def loss(x, labels):
+        if function == "linear_log_probs":
+            return jaxsoft.linear_log_probs(x, jnp.eye(FEW), labels).log_prob
+        return loss_of_labels(function, x, labels, **options)
 
-@pytest.mark.parametrize("label", [FEW, -1])
-@pytest.mark.parametrize("case", ROW_OPTIONS)
-def test_an_invalid_label_is_nan_in_its_row_alone(case, label, few_logits):
-    both = of_rows(case)
-    labels = GOOD.copy()
-    labels[2] = label
-    value, gradient, in_options = both(few_logits, labels)
-    wanted, wanted_gradient, wanted_in_options = both(few_logits, GOOD)
-    others = np.arange(ROWS) != 2
-    assert np.isnan(value[2])
-    included = ROW_OPTIONS[case].get("where", np.ones(FEW, bool))
-    np.testing.assert_array_equal(np.isnan(gradient[2]), included)
-    np.testing.assert_array_equal(value[others], wanted[others])
-    np.testing.assert_array_equal(gradient[others], wanted_gradient[others])
-    for name in {"sample_weight", "temperature"} & in_options.keys():
-        assert np.all(np.isnan(in_options[name][2])), name
-        np.testing.assert_array_equal(
-            in_options[name][others], wanted_in_options[name][others]
-        )
+    def gradient(x, labels):
+        of = jax.vmap(loss) if not options else loss
+        return jax.grad(lambda x: jnp.sum(of(x, labels)))(x)
 
-
-@pytest.mark.parametrize("case", ["class_weight", "all of them"])
-def test_checkify_names_function_label_and_range(case, few_logits):
-    options = jax.tree.map(jnp.asarray, ROW_OPTIONS[case])
-    checked = checkify.checkify(
-        jax.jit(lambda x, y: jaxsoft.cross_entropy(x, y, **options))
-    )
-    error, _ = checked(few_logits, jnp.asarray(GOOD).at[4].set(-3))
-    message = error.get()
-    assert message is not None
-    assert "cross_entropy: labels must lie in [0, 5)" in message
-    assert "got label -3" in message
-    error, _ = checked(few_logits, jnp.asarray(GOOD).at[4].set(-100))
-    assert error.get() is None
+    checked = jax.jit(checkify.checkify(gradient))
+    for label in (-3, FEW + 2, IGNORED):
+        error, _ = checked(x, jnp.asarray(GOOD).at[4].set(label))
+        if label == IGNORED and function != "linear_log_probs":
+            assert error.get() is None
+            continue
+        message = str(error.get())
+        or_ignored = "" if function == "linear_log_probs" else " or equal ignore_index"
+        assert f"{function}: labels must lie in [0, {FEW}){or_ignored}; got" in message
+        assert f"got label {label}" in message
 
 
 MANY = 300
-WIDTHS = (8, 16, 32, 64)
+# dtype, ignore_index, and some labels, to which the extremes of the dtype are added.
+# An ignore_index that fits no label ignores nothing: neither 156 nor 2^32 - 100 is
+# -100, and 2^32 is not 0.
+Width = tuple[str, int | None, list[int]]
+NARROW: list[Width] = [
+    ("int8", IGNORED, [0, 17, 100, -100]),
+    ("uint8", IGNORED, [0, 17, 156, 7]),
+    ("uint32", IGNORED, [0, 17, 2**32 - 100, 7]),
+    ("int64", 2**62, [2**62, 2**32, 3, -100]),
+]
+WIDTHS: list[Width] = [
+    *NARROW,
+    *(
+        (f"{sign}int{bits}", 7, [0, 17, 100, 7])
+        for bits in (8, 16, 32, 64)
+        for sign in ("", "u")
+    ),
+    ("uint32", 2**32 - 100, [2**32 - 100, 3, 0, 7]),
+    ("int64", IGNORED, [2**32, 2**32 + 1, -(2**32), 2**62]),
+    ("int32", None, [-100, 5, 0, 7]),
+]
 
 
 @pytest.mark.parametrize(
-    "dtype", [f"{u}int{bits}" for bits in WIDTHS for u in ("", "u")]
+    ("function", "widths"),
+    [
+        pytest.param("cross_entropy", NARROW, id="cross_entropy"),
+        pytest.param("linear_cross_entropy", NARROW, id="linear_cross_entropy"),
+        pytest.param("cross_entropy", WIDTHS, marks=pytest.mark.slow, id="every width"),
+    ],
 )
 @pytest.mark.usefixtures("x64")
-def test_labels_mean_what_they_say_in_every_width(dtype, rng):
+def test_labels_mean_what_they_say_in_every_width(function, widths, rng):
     """The extremes of a dtype are the class of that number or none, never another."""
-    limits = np.iinfo(dtype)
-    numbers = [0, 100, int(limits.max), int(limits.min), int(limits.max) // 2, 7]
-    x = jnp.asarray(rng.normal(size=(len(numbers), MANY)), jnp.float32)
-    w = jnp.asarray(rng.uniform(1, 2, MANY), jnp.float32)
-    labels = jnp.asarray(np.array(numbers, dtype))
+    batches = [
+        [*numbers, *(int(n) for n in (np.iinfo(d).min, np.iinfo(d).max))]
+        for d, _, numbers in widths
+    ]
+    xs = [rng.normal(size=(len(batch), MANY)).astype(np.float32) for batch in batches]
+    w = rng.uniform(1, 2, MANY).astype(np.float32)
 
-    def loss(x):
-        return jaxsoft.cross_entropy(x, labels, class_weight=w, ignore_index=7)
+    @jax.jit
+    def losses_and_gradients(xs, batches):
+        results = []
+        for x, labels, (_, ignore_index, _) in zip(xs, batches, widths, strict=True):
+            options = {"class_weight": jnp.asarray(w), "ignore_index": ignore_index}
+            loss = functools.partial(loss_of_labels, function, **options)
+            if len(results) >= len(NARROW):  # the gradients are alike in all of them
+                results.append((loss(x, labels), None))
+                continue
+            value, pull = jax.vjp(lambda x, f=loss, y=labels: f(x, y), x)
+            results.append((value, pull(jnp.ones_like(value))[0]))
+        return results
 
-    value, pull = jax.vjp(loss, x)
-    (gradient,) = pull(jnp.ones_like(value))
-    log_p = np.asarray(jax.nn.log_softmax(x))
-    for row, number in enumerate(numbers):
-        if number == 7:
-            assert value[row] == 0
-        elif 0 <= number < MANY:
-            expected = -w[number] * log_p[row, number]
-            np.testing.assert_allclose(value[row], expected, rtol=1e-5)
-            assert np.argmin(gradient[row]) == number
-        else:
-            assert np.isnan(value[row])
-            assert np.all(np.isnan(gradient[row]))
+    labels = [np.array(batch, d) for batch, (d, _, _) in zip(batches, widths)]
+    results = losses_and_gradients(xs, labels)
+    for x, batch, case, (value, gradient) in zip(xs, batches, widths, results):
+        log_p = np.asarray(jax.nn.log_softmax(x))
+        for row, number in enumerate(batch):
+            what = f"{function}, {case[:2]}: label {number}"
+            if number == case[1]:
+                assert value[row] == 0, what
+                assert gradient is None or np.all(gradient[row] == 0), what
+            elif 0 <= number < MANY:
+                expected = -w[number] * log_p[row, number]
+                np.testing.assert_allclose(value[row], expected, 1e-5, err_msg=what)
+                assert gradient is None or np.argmin(gradient[row]) == number, what
+            else:
+                assert np.isnan(value[row]), what
+                assert gradient is None or np.all(np.isnan(gradient[row])), what
 
 
 @pytest.mark.parametrize("classes", [5, 5000])
@@ -358,8 +445,7 @@ def test_smoothing_keeps_its_digits_over_many_classes(classes, rng, record_prope
     def loss(x):
         return jaxsoft.cross_entropy(x, labels, label_smoothing=eps)
 
-    value, pull = jax.vjp(loss, jnp.asarray(x))
-    gradient = np.asarray(pull(jnp.ones_like(value))[0], np.float64)
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: jnp.sum(loss(x))))(x), np.float64)
     expected = exact_gradient(x.astype(float), labels, label_smoothing=float(eps))
     hit = labels[:, None] == np.arange(classes)
     share = float(eps) / classes
@@ -397,8 +483,11 @@ def test_rows_of_a_bfloat16_gradient_sum_to_0_as_well_as_can_be(
         named = {name: jnp.asarray(v) for name, v in single.items()}
         return jaxsoft.cross_entropy(x, jnp.asarray(labels), **named)
 
-    value, pull = jax.vjp(loss, x)
-    (gradient,) = pull(jnp.ones_like(value))
+    def both(x):
+        value, pull = jax.vjp(loss, x)
+        return value, pull(jnp.ones_like(value))[0]
+
+    value, gradient = jax.jit(both)(x)
     assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
 
     seen = np.asarray(x, np.float64)
@@ -446,7 +535,7 @@ def test_z_loss_beyond_the_range_of_floats():
     def total(x, z_loss):
         return jnp.sum(jaxsoft.cross_entropy(x, labels, z_loss=z_loss))
 
-    value, gradients = jax.value_and_grad(total, (0, 1))(x, z_loss)
+    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(x, z_loss)
     assert value == jnp.inf
     chex.assert_tree_all_finite(gradients)
     np.testing.assert_array_equal(gradients[0][0], 0)

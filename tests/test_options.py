@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import quickly
 
 import jaxsoft
 
@@ -432,19 +431,23 @@ def options_of(call: Call) -> tuple[Any, ...]:
 
 
 THOROUGH = hypothesis.settings.get_current_profile_name() == "thorough"
+# Calls of a sweep, and of the long one, which has them too.
 SWEEPS = {
-    "cross_entropy": 50,
-    "kl_divergence": 24,
-    "binary_cross_entropy": 32,
-    "multilabel_cross_entropy": 12,
-    "circle_loss": 24,
+    "cross_entropy": (14, 2000 if THOROUGH else 320),
+    "kl_divergence": (6, 24),
+    "binary_cross_entropy": (10, 32),
+    "multilabel_cross_entropy": (6, 12),
+    "circle_loss": (6, 24),
 }
-LONG_SWEEP = "cross_entropy", 2000 if THOROUGH else 320
 
 
 @pytest.mark.parametrize(
     ("function", "calls"),
-    [*SWEEPS.items(), pytest.param(*LONG_SWEEP, marks=pytest.mark.slow)],
+    [
+        pytest.param(name, calls[slow], marks=pytest.mark.slow if slow else ())
+        for name, calls in SWEEPS.items()
+        for slow in (0, 1)
+    ],
 )
 @pytest.mark.usefixtures("x64")
 def test_random_options_against_the_definition(function, calls, record_property):
@@ -463,17 +466,21 @@ def test_random_options_against_the_definition(function, calls, record_property)
 
 
 @pytest.mark.parametrize(
-    "function",
-    [pytest.param("cross_entropy", marks=pytest.mark.slow), *list(SWEEPS)[1:]],
+    ("function", "seeds"),
+    [
+        pytest.param(name, seeds, marks=() if len(seeds) == 1 else pytest.mark.slow)
+        for name in SWEEPS
+        for seeds in ([2], range(20 if name == "cross_entropy" else 4))
+    ],
 )
-def test_random_options_compiled_in_float32(function):
+def test_random_options_compiled_in_float32(function, seeds):
     """In all layouts, with all float options traced."""
 
     def compiled(call, moving, cotangent):
-        both = quickly(functools.partial(value_and_gradients, call))
+        both = jax.jit(functools.partial(value_and_gradients, call))
         return both(moving, cotangent.astype(np.float32))
 
     layouts = [ROWS_AND_CLASSES, *OTHER_LAYOUTS]
-    for seed in range(5 * len(layouts) if function == "cross_entropy" else 4):
+    for seed in seeds:
         call = draw_call(function, 1000 + seed, layouts[seed % len(layouts)])
         check_call(call, jnp.float32, compiled)

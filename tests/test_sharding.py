@@ -65,7 +65,8 @@ def finished(processes: list[subprocess.Popen]) -> None:
     "check",
     [
         "axis_name",
-        "collectives",
+        "a_mean_and_types",
+        pytest.param("collectives", marks=pytest.mark.slow),
         pytest.param("shard_vocab", marks=pytest.mark.slow),
         pytest.param("split_by_jit", marks=pytest.mark.slow),
         pytest.param("types", marks=pytest.mark.slow),
@@ -83,70 +84,7 @@ def test_over_two_processes() -> None:
     finished([started(2, "processes", port, str(i)) for i in range(2)])
 
 
-def test_an_unbound_axis_name_is_an_error():
-    x = jnp.zeros((2, 4))
-    message = "cross_entropy: axis_name must name mesh axes .*; got 'nowhere'"
-    with pytest.raises(ValueError, match=message):
-        jaxsoft.cross_entropy(x, jnp.zeros(2, jnp.int32), axis_name="nowhere")
-    with pytest.raises(ValueError, match="softmax: axis_name must name mesh axes"):
-        jax.jit(functools.partial(jaxsoft.softmax, axis_name=("a", "b")))(x)
-
-
 LINEAR = jaxsoft.linear_cross_entropy
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda mesh: shard_vocab(LINEAR, mesh, "x"), r"axis must name .*; got 'x'"),
-        (lambda mesh: shard_vocab(LINEAR, mesh, ()), r"axis must name .*; got \(\)"),
-        (lambda mesh: shard_vocab(LINEAR, mesh, ("v", "v")), "axis must name diff"),
-        (
-            lambda mesh: shard_vocab(LINEAR, mesh, "v", tokens=("t", "x")),
-            r"tokens must name .* \('t', 'v'\); got \('t', 'x'\)",
-        ),
-        (
-            lambda mesh: shard_vocab(LINEAR, mesh, "v", tokens="v"),
-            "axis and tokens must name different mesh axes; got 'v' and 'v'",
-        ),
-        (
-            lambda mesh: shard_vocab(jaxsoft.softmax, mesh, "v", tokens=P("t", None))(
-                np.zeros((2, 4), np.float32)
-            ),
-            "tokens must have at most one entry per batch axis; got 2 for 1",
-        ),
-        (
-            lambda mesh: shard_vocab(jaxsoft.softmax, mesh, "v")(
-                np.zeros((2, 4), np.float32), ()
-            ),
-            "axis must name at least one class axis",
-        ),
-        (
-            lambda mesh: shard_vocab(jaxsoft.softmax, mesh, "v")(
-                np.zeros((2, 4), np.float32), axis_name="v"
-            ),
-            "axis_name must be left to shard_vocab; got 'v'",
-        ),
-        (
-            lambda mesh: shard_vocab(jaxsoft.cross_entropy, mesh, "v")(
-                np.zeros((2, 4), np.float32), np.zeros(3, np.int32)
-            ),
-            r"cross_entropy: integer labels must have .*\(2,\); got labels \(3,\)",
-        ),
-    ],
-)
-def test_wrong_arguments(call, message):
-    mesh = jax.make_mesh((1, 1), ("t", "v"))
-    with pytest.raises(ValueError, match=message):
-        call(mesh)
-
-
-def test_what_cannot_be_split_is_a_type_error():
-    mesh = jax.make_mesh((1,), ("v",))
-    with pytest.raises(TypeError, match="f must be one of cross_entropy, entropy, "):
-        shard_vocab(jnp.sum, mesh, "v")
-    with pytest.raises(TypeError, match=r"mesh must be a .*; got list"):
-        shard_vocab(LINEAR, jax.devices(), "v")
 
 
 # From here on, what the processes run.
@@ -552,40 +490,50 @@ def check_rows_of_many_classes():
         assert largest <= 1, collectives(compiled)
 
 
+def check_a_mean_and_types():
+    """Of the checks of shard_vocab and of types, one of each."""
+    check_reductions(*CALLS["kl_divergence"], mesh_of(t=2, v=4), "mean")
+    mesh = mesh_of(AxisType.Explicit, t=2, v=4)
+    few = of(["hidden", "vocab_weight", "labels"])
+    check_types_of_a_head(mesh, functools.partial(LINEAR, reduction="mean"), few, P())
+    check_split_alone(
+        mesh, "logits", jaxsoft.cross_entropy, of([], logits="x", labels="q")
+    )
+
+
 def check_types():
     """On explicit axes: the linear head, whose passes no type could follow, and two
     arguments of which one is split and one is not."""
     mesh = mesh_of(AxisType.Explicit, t=2, v=4)
-    function, arguments = CALLS["linear_cross_entropy"]
-    mean = functools.partial(LINEAR, reduction="mean")
-    few = of(["hidden", "vocab_weight", "labels"])
-    for name, f, given in [
-        ("linear_cross_entropy", function, arguments),
-        ("linear_log_probs", *CALLS["linear_log_probs"]),
-        ("mean of linear_cross_entropy", mean, few),
-    ]:
-        program = jax.jit(functools.partial(derivatives, f))
-        theirs = program(given)
-        for labels in (P("t"), P()):
-            split = {k: spec_of(k, v, "t", "v", sliced=True) for k, v in given.items()}
-            split["labels"] = labels
-            ours = program(placed(given, split, mesh))
-            assert_same(ours, theirs, f"{name}, labels {labels}", term=1)
-            rows = P() if f is mean else P("t")
-            assert {v.sharding.spec for v in jax.tree.leaves(ours[0])} == {rows}
+    for name in ("linear_cross_entropy", "linear_log_probs"):
+        check_types_of_a_head(mesh, *CALLS[name], P("t"))
     softargmax = jaxsoft.softargmax, of([], x="x", positions="other")
-    for name, (function, given), alone in [
-        ("logsumexp", CALLS["logsumexp"], ("a", "b")),
-        ("kl_divergence", CALLS["kl_divergence"], ("target_logits", "logits")),
-        ("cross_entropy", CALLS["cross_entropy, q"], ("logits", "labels")),
-        ("softargmax", softargmax, ("x",)),
+    for (function, given), alone in [
+        (CALLS["logsumexp"], ("a", "b")),
+        (CALLS["kl_divergence"], ("target_logits", "logits")),
+        (CALLS["cross_entropy, q"], ("logits", "labels")),
+        (softargmax, ("x",)),
     ]:
-        program = jax.jit(functools.partial(derivatives, function, with_tangent=False))
-        theirs = program(given)
         for split in alone:
-            specs = {k: P("t", "v") if k == split else P() for k in given}
-            ours = program(placed(given, specs, mesh))
-            assert_same(ours, theirs, f"{name}, {split} alone is split")
+            check_split_alone(mesh, split, function, given)
+
+
+def check_types_of_a_head(mesh, function, given, rows):
+    program = jax.jit(functools.partial(derivatives, function))
+    theirs = program(given)
+    for labels in (P("t"), P()):
+        split = {k: spec_of(k, v, "t", "v", sliced=True) for k, v in given.items()}
+        split["labels"] = labels
+        ours = program(placed(given, split, mesh))
+        assert_same(ours, theirs, f"{function}, labels {labels}", term=1)
+        assert {v.sharding.spec for v in jax.tree.leaves(ours[0])} == {rows}
+
+
+def check_split_alone(mesh, split, function, given):
+    program = jax.jit(functools.partial(derivatives, function, with_tangent=False))
+    specs = {k: P("t", "v") if k == split else P() for k in given}
+    ours = program(placed(given, specs, mesh))
+    assert_same(ours, program(given), f"{function}, {split} alone is split")
 
 
 def assert_shards(ours, reference):

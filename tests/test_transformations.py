@@ -1,16 +1,16 @@
 """Every function under every transformation, over the table of laws.
 
-jit and vmap: all of them. grad, jvp, linearize, vjp, jacfwd, jacrev, hessian and their
-nestings, inside scan and around checkpoint, in 64 bits: `every_derivative`, against the
-oracle. eval_shape: `test_shapes_and_dtypes`. checkify, shard_map, export and donated
-buffers: the test of that name. With and without jit, in 32 bits: test_laws.py.
+jit and vmap: all of them. grad, jvp, linearize, jacfwd, jacrev and their nestings,
+inside scan and around checkpoint, in 64 bits: `every_derivative`, against the oracle.
+eval_shape: `test_shapes_and_dtypes`. checkify, shard_map, export and donated buffers:
+the tests of these names. With and without jit, in 32 bits: test_laws.py.
 """
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
+import laws
 import numpy as np
 import oracle
 import pytest
@@ -22,32 +22,38 @@ from laws import (
     Law,
     assert_close,
     cotangent_for,
+    each,
+    every_law,
+    fullest,
     of_floats,
     plainest,
+    problem,
+    program,
     quickly,
     tangents_for,
+    value,
     value_and_pullback,
+    value_and_tangent,
 )
 
 import jaxsoft
 
 ROWS, CLASSES = 2, 4
 
-every_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+
+def of_a_batch(law: Law):
+    return jax.vmap(law.call)
 
 
-@every_law
-def test_vmap_is_a_loop(law: Law):
-    problems = [
-        law.cast(law.draw(seed, ROWS, CLASSES), jnp.float32) for seed in range(3)
-    ]
-    one = quickly(law.call)
-    loop = jnp.stack([one(*problem) for problem in problems])
-    together = quickly(jax.vmap(law.call))(*map(jnp.stack, zip(*problems)))
-    chex.assert_equal_shape([loop, together])
+@each(fullest(LAWS).values())
+def test_vmap_is_a_loop(law: Law, form):
+    problems = [problem(law, seed)[0] for seed in range(3)]
+    loop = jnp.stack([program(value, law, form)(*given) for given in problems])
+    batch = map(jnp.stack, zip(*problems))
+    together = program(of_a_batch, law, form, quickly)(*batch)
     # The same operations; a vectorised exp or log may round its last digit otherwise,
     # which costs an entry as much as any of its few roundings.
-    assert_close(together, loop, 8, law.name)
+    assert_close(together, np.asarray(loop), 8, f"{law.name}, float32, under vmap")
 
 
 # Second derivatives are some ten sums and products deep, with terms larger than their
@@ -55,30 +61,37 @@ def test_vmap_is_a_loop(law: Law):
 DERIVATIVE_ROUNDINGS = 2000
 
 
+def moving_and_tangents(law: Law, f, arguments, tangents):
+    f, moving = of_floats(law, arguments, f)
+    return f, moving, [t for t in tangents if t is not None]
+
+
+def gradient_along(f, tangents, cotangent):
+    def along(*moving):
+        total = lambda *moving: jnp.sum(cotangent * f(*moving))  # noqa: E731
+        gradients = jax.grad(total, tuple(range(len(moving))))(*moving)
+        return sum(map(jnp.vdot, gradients, tangents))
+
+    return along
+
+
 def some_derivatives(law: Law, f, arguments, tangents, cotangent):
     """Both modes, and a second derivative along the tangents that passes through both
     halves of a rule."""
-    f, moving = of_floats(law, arguments, f)
-    tangents = [t for t in tangents if t is not None]
+    f, moving, tangents = moving_and_tangents(law, f, arguments, tangents)
     positions = tuple(range(len(moving)))
-
-    def gradient_along(*moving):
-        total = lambda *moving: jnp.sum(cotangent * f(*moving))  # noqa: E731
-        gradients = jax.grad(total, positions)(*moving)
-        return sum(map(jnp.vdot, gradients, tangents))
-
+    along = gradient_along(f, tangents, cotangent)
     return {
         "value": f(*moving),
         "jacfwd": jax.jacfwd(f, positions)(*moving),
         "jacrev": jax.jacrev(f, positions)(*moving),
-        "reverse over reverse": jax.grad(gradient_along, positions)(*moving),
+        "reverse over reverse": jax.grad(along, positions)(*moving),
     }
 
 
 def every_derivative(law: Law, f, arguments, tangents, cotangent):
     derivatives = some_derivatives(law, f, arguments, tangents, cotangent)
-    f, moving = of_floats(law, arguments, f)
-    tangents = [t for t in tangents if t is not None]
+    f, moving, tangents = moving_and_tangents(law, f, arguments, tangents)
     positions = tuple(range(len(moving)))
 
     def total(*moving):
@@ -87,11 +100,10 @@ def every_derivative(law: Law, f, arguments, tangents, cotangent):
     def total_along(*moving):
         return jax.jvp(total, list(moving), tangents)[1]
 
+    gradient = jax.grad(total, positions)
     return derivatives | {
-        "jvp": jax.jvp(f, moving, tangents)[1],
         "linearize": jax.linearize(f, *moving)[1](*tangents),
-        "vjp": jax.vjp(f, *moving)[1](cotangent),
-        "hessian": jax.hessian(total)(*moving),
+        "forward over reverse": jax.jvp(gradient, moving, tangents)[1],
         "reverse over forward": jax.grad(total_along, positions)(*moving),
         "forward over forward": jax.jvp(total_along, moving, tangents)[1],
     }
@@ -104,20 +116,15 @@ def expected_derivatives(law: Law, arguments, tangents, cotangent):
         np.tensordot(j, oracle.exact(tangents[i]), np.ndim(tangents[i]))
         for i, j in zip(law.floats, jacobian)
     )
-    pulled = [
-        np.tensordot(oracle.exact(cotangent), j, np.ndim(cotangent)) for j in jacobian
-    ]
     curvature = oracle.curvature_along(law.meaning, arguments, cotangent, tangents)
     curvature = [curvature[i] for i in law.floats]
     return {
         "value": [law.meaning(*arguments)],
-        "jvp": [pushed],
         "linearize": [pushed],
-        "vjp": pulled,
         "jacfwd": jacobian,
         "jacrev": jacobian,
-        "hessian": [oracle.hessian(law.meaning, arguments, cotangent)],
         "reverse over reverse": curvature,
+        "forward over reverse": curvature,
         "reverse over forward": curvature,
         "forward over forward": [
             sum(
@@ -128,20 +135,23 @@ def expected_derivatives(law: Law, arguments, tangents, cotangent):
     }
 
 
-def check_derivatives(law: Law, derivatives, transform) -> None:
+def check_derivatives(law: Law, transformed, form) -> None:
     problems = []
     for seed in range(2):
         arguments = law.draw(seed, ROWS, CLASSES)
         cotangent = cotangent_for(law, arguments, seed).astype(np.float64)
         problems.append((arguments, tangents_for(law, arguments, seed), cotangent))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
-    actual = quickly(functools.partial(transform, derivatives))(stacked)
-    for number, problem in enumerate(problems):
-        expected = expected_derivatives(law, *problem)
+    actual = program(transformed, law, form, quickly)(stacked)
+    for number, arguments in enumerate(problems):
+        expected = expected_derivatives(law, *arguments)
         for name, given in actual.items():
             given = given if isinstance(given, tuple) else (given,)
-            for a, e in zip(given, expected[name], strict=True):
-                assert_close(a[number], e, DERIVATIVE_ROUNDINGS, name)
+            for position, a, e in zip(law.floats, given, expected[name]):
+                of = f", argument {position}" if len(given) > 1 else ""
+                what = f"{law.name}, float64, {name} of problem {number}{of}"
+                assert_close(a[number], e, DERIVATIVE_ROUNDINGS, what)
+            assert len(given) == len(expected[name]), name
 
 
 def under_vmap(derivatives, problems):
@@ -164,9 +174,7 @@ def under_scan_of_vmap(derivatives, problems):
 # Transformations see a rule and its wrapper, which are the same for all options: a
 # function's law with the fewest of them meets every transformation, all at once.
 PLAINEST = plainest(LAWS)
-every_function = pytest.mark.parametrize(
-    "law", PLAINEST.values(), ids=lambda law: law.name
-)
+every_function = each(PLAINEST.values())
 
 
 def test_every_public_function_has_a_law():
@@ -174,91 +182,111 @@ def test_every_public_function_has_a_law():
     assert not PLAINEST.keys() & WITHOUT_LAW.keys()
 
 
-@every_function
-@pytest.mark.usefixtures("x64")
-def test_every_derivative_under_jit_scan_vmap_and_checkpoint(law: Law):
-    f = jax.checkpoint(law.call)
-    derivatives = functools.partial(every_derivative, law, f)
-    check_derivatives(law, derivatives, under_scan_of_vmap)
+def of_all_nestings(law: Law):
+    """All at once under checkpoint, vmap and scan."""
+    of = functools.partial(every_derivative, law, jax.checkpoint(law.call))
+    return functools.partial(under_scan_of_vmap, of)
 
 
-@pytest.mark.parametrize(
-    "law",
-    [law for law in LAWS if law not in PLAINEST.values()],
-    ids=lambda law: law.name,
-)
+HEADS = [law for law in PLAINEST.values() if law.kinds[0] == "hidden"]
+
+
+@each(PLAINEST.values(), slow=HEADS)  # a loop over chunks in every one of its rules
 @pytest.mark.usefixtures("x64")
-def test_derivatives_of_the_other_laws_under_jit_and_vmap(law: Law):
-    derivatives = functools.partial(some_derivatives, law, law.call)
-    check_derivatives(law, derivatives, under_vmap)
+def test_every_derivative_under_jit_scan_vmap_and_checkpoint(law: Law, form):
+    check_derivatives(law, of_all_nestings, form)
+
+
+def of_some(law: Law):
+    return functools.partial(
+        under_vmap, functools.partial(some_derivatives, law, law.call)
+    )
+
+
+@each(law for law in LAWS if law not in PLAINEST.values() or law in HEADS)
+@pytest.mark.usefixtures("x64")
+def test_derivatives_of_the_other_laws_under_jit_and_vmap(law: Law, form):
+    check_derivatives(law, of_some, form)
 
 
 ROW_SPEC = jax.sharding.PartitionSpec("i")
 
 
-def by_rows(law: Law) -> list[jax.sharding.PartitionSpec]:
-    """The rows of every argument that has rows over the devices "i"."""
-    shapes = ([np.shape(a) for a in law.draw(0, rows, CLASSES)] for rows in (2, 3))
-    return [
-        jax.sharding.PartitionSpec() if of_two == of_three else ROW_SPEC
-        for of_two, of_three in zip(*shapes)
-    ]
+def checked(law: Law):
+    return checkify.checkify(value_and_pullback(law))
 
 
 @every_function
-def test_checkify_and_shard_map_exported_and_back_with_a_donated_buffer(law: Law):
-    arguments = law.draw(2, ROWS, CLASSES)
-    given = law.cast(arguments, jnp.float32)
-    cotangent = jnp.asarray(cotangent_for(law, arguments, 2))
-    both = value_and_pullback(law)
-    checked = quickly(checkify.checkify(both))
-    error, wanted = checked(given, cotangent)
-    assert error.get() is None
-    expected = oracle.pullback(law.meaning, [np.asarray(a) for a in given], cotangent)
-    for position, gradient in zip(law.floats, wanted[1]):
-        assert_close(gradient, expected[position], 64, law.kinds[position])
-    if "labels" in law.kinds:
-        labels = law.kinds.index("labels")
-        bad = [a + CLASSES if i == labels else a for i, a in enumerate(given)]
-        message = str(checked(bad, cotangent)[0].get())
-        assert f"{law.function}: labels must lie in [0, {CLASSES})" in message
-        assert f"got label {np.max(bad[labels])}" in message
+def test_checkify(law: Law, form):
+    given, _, cotangent = problem(law)
+    program_of_law = program(checked, law, form, quickly)
+    if "labels" not in law.kinds:  # nothing to check: the same operations
+        program_of_law.shapes(given, cotangent)
+        return
+    error, result = program_of_law(given, cotangent)
+    assert error.get() is None, law.name
+    wanted = program(value_and_pullback, law, form)(given, cotangent)
+    for actual, correct in zip(jax.tree.leaves(result), jax.tree.leaves(wanted)):
+        assert_close(actual, np.asarray(correct), 4, f"{law.name} under checkify")
+    labels = law.kinds.index("labels")
+    bad = [a + laws.CLASSES if i == labels else a for i, a in enumerate(given)]
+    message = str(program_of_law(bad, cotangent)[0].get())
+    assert f"{law.function}: labels must lie in [0, {laws.CLASSES})" in message
+    assert f"got label {np.max(bad[labels])}" in message
 
-    specs = by_rows(law)
-    float_specs = tuple(specs[i] for i in law.floats)
+
+@every_function
+def test_shard_map_exported_and_back_with_a_donated_buffer(law: Law):
+    given, _, cotangent = problem(law)
+    specs = [
+        ROW_SPEC if rows else jax.sharding.PartitionSpec() for rows in law.have_rows
+    ]
     sharded = jax.shard_map(
-        both,
+        value_and_pullback(law),
         mesh=jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,)),
         in_specs=(specs, ROW_SPEC),
-        out_specs=(ROW_SPEC, float_specs),
+        out_specs=(ROW_SPEC, tuple(specs[i] for i in law.floats)),
     )
 
     def of_donated(first, rest, cotangent):
         return sharded([first, *rest], cotangent)
 
-    program = jax.jit(of_donated, donate_argnums=0)
-    first, *rest = given
+    first, *rest = map(jnp.array, given)  # the buffers of others stay
+    exported = export.export(jax.jit(of_donated, donate_argnums=0))(
+        first, rest, cotangent
+    )
     # An effect would send every call by way of Python.
-    assert not jax.make_jaxpr(of_donated)(first, rest, cotangent).effects
-    exported = export.export(program)(first, rest, cotangent).serialize()
-    again = quickly(export.deserialize(exported).call, donate_argnums=0)
+    assert not exported.ordered_effects
+    assert not exported.unordered_effects
+    again = quickly(export.deserialize(exported.serialize()).call, donate_argnums=0)
     result = again(first, rest, cotangent)
     assert first.is_deleted()
-    for actual, value in zip(jax.tree.leaves(result), jax.tree.leaves(wanted)):
-        assert_close(actual, np.asarray(value), 4, law.name)
+    wanted = program(value_and_pullback, law)(given, cotangent)
+    for actual, correct in zip(jax.tree.leaves(result), jax.tree.leaves(wanted)):
+        assert_close(actual, np.asarray(correct), 4, f"{law.name}, exported")
 
 
 @every_law
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
-@pytest.mark.usefixtures("x64")
-def test_shapes_and_dtypes(law: Law, dtype: str):
-    arguments = law.draw(3, ROWS, CLASSES)
+def test_shapes_and_dtypes(law: Law, form):
+    for dtype in ("bfloat16", "float16", "float32", "float64"):
+        # The trace of a dtype is shared with the tests of its numbers.
+        with jax.enable_x64(dtype == "float64"):
+            check_shapes_and_dtypes(law, dtype, form)
+
+
+def check_shapes_and_dtypes(law: Law, dtype: str, form: str) -> None:
+    what = f"{law.name}, {dtype}"
+    arguments, cotangent = problem(law)[1:]
     given = law.cast(arguments, dtype)
-    f, moving = of_floats(law, given)
-    value, pull = jax.eval_shape(lambda *moving: jax.vjp(f, *moving), *moving)
-    assert value.shape == np.shape(law.meaning(*arguments))
-    assert value.dtype == law.result_dtype(dtype)
-    for gradient, argument in zip(jax.eval_shape(pull, value), moving):
-        assert (gradient.shape, gradient.dtype) == (argument.shape, argument.dtype)
-    _, tangent = jax.eval_shape(lambda *m: jax.jvp(f, m, m), *moving)
-    assert (tangent.shape, tangent.dtype) == (value.shape, value.dtype)
+    moving = [given[i] for i in law.floats]
+    of = jax.ShapeDtypeStruct(cotangent.shape, law.result_dtype(dtype))
+    result, gradients = program(value_and_pullback, law, form).shapes(given, of)
+    assert described(result) == described(of), what
+    assert [*map(described, gradients)] == [*map(described, moving)], what
+    if dtype in ("bfloat16", "float64"):  # half precision and whole
+        both = program(value_and_tangent, law, form).shapes(given, given)
+        assert [*map(described, both)] == [described(of)] * 2, what
+
+
+def described(array):
+    return array.shape, jnp.dtype(array.dtype)
