@@ -122,7 +122,9 @@ def row_rule(value: Callable[..., Any], pullback: Callable[..., Any]) -> Any:
         return result, (logits, given, kept)
 
     def backward(axes, residuals, cotangent):
-        logits, given, kept = residuals
+        # XLA must not compute anything for the value and the pullback together: it would
+        # round the value otherwise than without a derivative.
+        logits, given, kept = jax.lax.optimization_barrier(residuals)
         cotangents = pullback(axes, logits, *given, kept, cotangent)
         dx, dtemperature, *dgiven = cotangents
         return Logits(dx, None, dtemperature), *dgiven

@@ -37,7 +37,6 @@ class TokenChunks(NamedTuple):
     vocab_axis: int
     chunk: int  # tokens in a chunk
     may_skip: bool  # tokens that do not count
-    with_logsumexp: bool
 
 
 class Summands(NamedTuple):

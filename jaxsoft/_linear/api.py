@@ -179,7 +179,6 @@ def linear_cross_entropy(
         vocab_axis=vocab_axis,
         chunk=inputs.chunk,
         may_skip=ignore_index is not None and math.prod(batch) >= FEWEST_TO_SKIP,
-        with_logsumexp=options["z_loss"] is not None,
         mesh_names=axes.mesh_names,
     )
     return _linear_cross_entropy(
@@ -258,7 +257,7 @@ def _loss(
         weight = row_weight(tokens.labels, flat[1], zeros)
         return total if reduction == "sum" else mean_loss(total, jnp.sum(weight))
     terms = linear_terms(hidden, head, tokens, stream)
-    terms = RowTerms(terms.nll, terms.logsumexp, terms.spread)
+    terms = RowTerms(terms.nll, terms.logsumexp, terms.uniform_nll)
     loss, weight = combined_terms(terms, tokens.labels, *flat)
     loss, weight = loss.reshape(labels.shape), weight.reshape(labels.shape)
     return reduced_loss(loss, weight, reduction)
@@ -331,7 +330,12 @@ def linear_log_probs(
         inputs.labels,
         as_temperature(name, temperature, logits, axes),
         stream=Stream(
-            vocab_axis, inputs.chunk, False, True, True, True, axes.mesh_names
+            vocab_axis,
+            inputs.chunk,
+            may_skip=False,
+            with_entropy=True,
+            with_top_label=True,
+            mesh_names=axes.mesh_names,
         ),
     )
 
@@ -445,7 +449,7 @@ def _token_chunks(hidden: Array, head: Head, stream: Stream) -> TokenChunks | No
     chunk = min(tokens, most)
     if chunk < min(tokens, 128) or tokens == 0:
         return None
-    return TokenChunks(stream.vocab_axis, chunk, stream.may_skip, stream.with_logsumexp)
+    return TokenChunks(stream.vocab_axis, chunk, stream.may_skip)
 
 
 def _flat_rows(hidden: Array) -> Array:

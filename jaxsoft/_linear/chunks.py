@@ -36,7 +36,6 @@ class Stream(NamedTuple):
     vocab_axis: int
     chunk: int  # classes in a chunk
     may_skip: bool  # tokens that do not count
-    with_logsumexp: bool = False
     with_entropy: bool = False
     with_top_label: bool = False
     mesh_names: tuple[Any, ...] = ()  # mesh axes over which the classes are split

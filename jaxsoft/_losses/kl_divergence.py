@@ -26,7 +26,7 @@ from jaxsoft._checks import (
     reduced_shape,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
-from jaxsoft._core.logits import is_hard
+from jaxsoft._core.logits import is_hard, is_maximum, override_primal, shifted
 from jaxsoft._core.mesh import split_together, vary_alike
 from jaxsoft._losses.per_row import RowTerms, combined_terms, reduced_loss, row_options
 from jaxsoft._passes.product import product
@@ -144,8 +144,11 @@ def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reducti
 #     delta_i = log q_i - log p_i        phi(delta) = exp(delta) - 1 - delta >= 0
 #     KL = sum_i p_i phi(delta_i)
 # since sum_i p_i exp(delta_i) = sum_i q_i = 1: a sum of positive terms, of second order
-# in the difference of the distributions, as the divergence itself is. An error of
-# delta that all classes share, that of log((1 + r)/(1 + s)), is of second order in it.
+# in the difference of the distributions, as the divergence itself is. What rounding
+# has made of delta is delta + epsilon, the same in all classes, and known from
+#     exp(epsilon) - 1 = A = sum_i p_i (exp(delta_i + epsilon) - 1)
+#     KL = sum_i p_i phi(delta_i + epsilon) - (A - log(1 + A))
+# The derivatives are
 #     t KL_y = q_i - p_i = p_i (exp(delta_i) - 1)
 #     t KL_x = p_i (log(p_i / q_i) - KL) = -p_i (delta_i + KL)
 #     t KL_t = -sum_i (t KL_x d_i + t KL_y b_i)        d of x, b of y
@@ -157,18 +160,23 @@ def _kl_value(axes, target, y):
     # As p exp(delta) = q, a class with p = 0 keeps its q. The last bits of the general
     # form may be below 0.
     near = (jnp.abs(delta) < 0.5) & (p > 0)
+    small = jnp.where(near, delta, 0)
     general = jnp.maximum(q - p * (1 + delta), 0)
-    terms = jnp.where(near, p * _exp_minus_line(delta), general)
-    kl = jnp.where(jnp.isneginf(of_x.m), 0, of_x.sum(terms))
-    return kl, (of_x[2:], of_y[2:], kl)
+    terms = jnp.where(near, p * _exp_minus_line(small), general)
+    excess = of_x.sum(jnp.where(near, p * jnp.expm1(small), q - p))
+    excess = jnp.where(jnp.abs(excess) < 0.5, excess, 0)
+    epsilon = jnp.log1p(excess)
+    kl = jnp.maximum(of_x.sum(terms) - (excess - epsilon), 0)
+    kl = jnp.where(jnp.isneginf(of_x.m), 0, kl)
+    return kl, (of_x[2:], of_y[2:], epsilon, kl)
 
 
 def _kl_pullback(axes, target, y, kept, g):
-    of_target, of_logits, kl = kept
+    of_target, of_logits, epsilon, kl = kept
     of_x = Row(axes, target, *of_target)
     of_y = Row(axes, target._replace(x=y), *of_logits)
     g = product(jnp.where(jnp.isneginf(of_x.m), 0, g), jnp.ones_like(g) * of_x.per_t)
-    p, q, delta = of_x.p, of_y.p, _log_ratio(of_x, of_y)
+    p, q, delta = of_x.p, of_y.p, _log_ratio(of_x, of_y) - epsilon
     infinite = jnp.isinf(kl)
     near = (jnp.abs(delta) < 0.5) & (p > 0)
     in_y = jnp.where(near, p * jnp.expm1(jnp.where(near, delta, 0)), q - p)
@@ -187,22 +195,28 @@ _kl_divergence = row_rule(_kl_value, _kl_pullback)
 
 
 def _log_ratio(of_x, of_y):
-    """delta, and 0 where p is 0.
-
-    From ((y - x) - (n - m))/t, which rounds little away where the logits nearly agree;
-    at infinities and at t = 0, from the difference of d.
-    """
-    z, w, t = of_x.z, of_y.z, of_x.t
-    direct = (w - z) - (of_y.m - of_x.m)
-    apart = of_y.d - jnp.where(of_x.e == 0, 0, of_x.d)
-    is_finite = jnp.isfinite(direct)
-    if t is not None:
-        is_finite = is_finite & ~is_hard(t)
-    direct = jnp.where(is_finite, direct, 0) * of_x.per_t
-    delta = jnp.where(is_finite, direct, apart) - (
-        jnp.log1p(of_y.s) - jnp.log1p(of_x.s)
-    )
+    """delta, and 0 where p is 0."""
+    (gap_x, rounding_x), (gap_y, rounding_y) = map(_gap, (of_x, of_y))
+    gap_x = jnp.where(jnp.isinf(gap_x), 0, gap_x)
+    delta = (gap_y - gap_x) + (rounding_y - rounding_x)
+    if of_x.t is not None:
+        by_d = jnp.isneginf(gap_y) | is_hard(of_x.t)
+        d = jnp.where(jnp.isinf(of_x.d), 0, of_x.d)
+        delta = jnp.where(by_d, of_y.d - d, jnp.where(by_d, 0, delta) * of_x.per_t)
+    delta = delta - (jnp.log1p(of_y.s) - jnp.log1p(of_x.s))
     return jnp.where(of_x.e == 0, 0, delta)
+
+
+def _gap(row):
+    """z - m and what this difference lacks, since delta may be far smaller; 0 at the
+    maximum."""
+    z, m = row.z, jnp.where(jnp.isneginf(row.m), 0, row.m)
+    gap = shifted(z, m, None)
+    back = gap - z
+    rounding = (z - (gap - back)) - (m + back)  # Knuth's TwoSum
+    exact = is_maximum(shifted(z, m, row.t), row.s) | ~jnp.isfinite(rounding)
+    rounding = jax.lax.stop_gradient(jnp.where(exact, 0, rounding))
+    return override_primal(0, is_maximum(shifted(z, m, row.t), row.s), gap), rounding
 
 
 def _exp_minus_line(v):

@@ -125,6 +125,8 @@ def row_options(
     if class_weight is not None and labels is not None:
         names = axes.mesh_names if axes else ()
         label_weight = _weight_of_label(class_weight, labels.class_index, names)
+        # A label that is no class has no weight, but its loss is NaN.
+        label_weight = jnp.where(labels.valid, label_weight, 1)
     spread = (sample_weight, label_smoothing, z_loss)
     return RowOptions(
         label_weight, *(v if v is None else jnp.broadcast_to(v, shape) for v in spread)

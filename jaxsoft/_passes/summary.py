@@ -188,11 +188,11 @@ def _textbook(axes, m, z, gap, d, riders):
         # fetched them, where a TPU holds the rows in its vector memory.
         is_sure = is_maximum(d, tail) & (tail < 0.5)
         value = total(jnp.where(is_sure, v, 0))
-        of_others = jnp.where(is_sure, 0, v)
+        rest = jnp.where(is_sure, 0, v)
         sums = sums._replace(
             value=value,
-            deviation=total(times(of_others, e)) - times(value, tail),
-            others=total(of_others),
+            deviation=total(times(rest, e)) - times(value, tail),
+            others=total(rest),
         )
     # Of 512 numbers or more, the maximum that XLA finds on a CPU may ignore NaN (jaxlib
     # 0.10.2). Until it does not, a sum tells.
