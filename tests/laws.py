@@ -91,24 +91,43 @@ LIKE_LOGITS = (
 )
 
 
+# For logits of half precision too.
+FLOAT32_RESULTS = {
+    *("entropy", "softargmax", "cross_entropy", "kl_divergence", "circle_loss"),
+    *("binary_cross_entropy", "multilabel_cross_entropy"),
+    *("linear_cross_entropy", "linear_log_probs"),
+}
+# Differentiation changes no bit of the value, but of these: where a division by a
+# temperature or a product with a weight meets a sum, XLA rounds the two together or
+# apart, as it fuses them into the program at hand.
+OTHER_BITS = {
+    *("log_softmax_options", "entropy_options", "softargmax_options"),
+    *("cross_entropy_options", "cross_entropy_mean", "binary_cross_entropy_options"),
+    *("cross_entropy_probabilities_options", "linear_cross_entropy_options"),
+    *("linear_cross_entropy_mean", "linear_log_probs"),
+}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Law:
-    name: str
-    function: str
+    name: str  # begins with that of the function
     positional: Sequence[str]
     keywords: dict[str, str] = dataclasses.field(default_factory=dict)
     static: dict[str, Any] = dataclasses.field(default_factory=dict)
     by_row: bool = True  # a row's result depends on that row alone
-    float32_result: bool = False  # for half-precision logits
-    # Differentiation changes no bit of the value. Not where a division by a temperature
-    # or a product with a weight meets a sum: XLA rounds the two together or apart, as
-    # it fuses them into the program at hand.
-    same_bits: bool = True
     elementwise: bool = False  # on arrays like the first
     # The function of arrays that jaxsoft's name gives, and its name in the oracle,
     # where these are others.
     made: Callable[[Any], Any] | None = None
     meaning_name: str = ""
+
+    @functools.cached_property
+    def function(self) -> str:
+        return max(filter(self.name.startswith, jaxsoft.__all__), key=len)
+
+    @property
+    def same_bits(self) -> bool:
+        return self.name not in OTHER_BITS
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -150,7 +169,8 @@ class Law:
 
     def result_dtype(self, logits_dtype: Any) -> Any:
         half = jnp.dtype(logits_dtype).itemsize < 4
-        return jnp.float32 if half and self.float32_result else logits_dtype
+        wide = half and self.function in FLOAT32_RESULTS
+        return jnp.float32 if wide else logits_dtype
 
     @functools.cached_property
     def floats(self) -> tuple[int, ...]:
@@ -175,146 +195,78 @@ _LOSS_OPTIONS = {
     "softcap": "softcap",
     "z_loss": "z loss",
 }
+_WEIGHTS = {"class_weight": "class weight", "sample_weight": "sample weight"}
 _LAST = {"axis": -1}
 _HEAD = ["hidden", "vocab weight", "labels"]
-_OF_A_MEAN: dict[str, Any] = {
-    "keywords": {"class_weight": "class weight", "sample_weight": "sample weight"},
-    "static": {"reduction": "mean"},
-    "by_row": False,
-    "float32_result": True,
-    "same_bits": False,
-}
+_TWO = ["logits", "logits"]
+_MEAN = {"reduction": "mean"}
 
 LAWS = [
-    Law("logsumexp", "logsumexp", ["logits"], static=_LAST),
-    Law("logsumexp_options", "logsumexp", ["logits"], _MASKED, _LAST),
+    Law("logsumexp", ["logits"], {}, _LAST),
+    Law("logsumexp_options", ["logits"], _MASKED, _LAST),
     Law(
-        "logsumexp_weights",
-        "logsumexp",
-        ["logits"],
-        {"b": "signed weights", "temperature": "temperature"},
-        _LAST,
+        "logsumexp_weights", ["logits"], {"b": "signed weights", **_TEMPERATURE}, _LAST
     ),
-    Law("logmeanexp", "logmeanexp", ["logits"], _MASKED, _LAST),
-    Law("softmax", "softmax", ["logits"]),
-    Law("softmax_options", "softmax", ["logits"], _MASKED),
-    Law("log_softmax", "log_softmax", ["logits"]),
-    Law(
-        "log_softmax_options",
-        "log_softmax",
-        ["logits"],
-        _MASKED,
-        same_bits=False,
-    ),
-    Law("entropy", "entropy", ["logits"], float32_result=True),
-    Law(
-        "entropy_options",
-        "entropy",
-        ["logits"],
-        _MASKED,
-        float32_result=True,
-        same_bits=False,
-    ),
-    Law("cross_entropy", "cross_entropy", ["logits", "labels"], float32_result=True),
-    Law(
-        "cross_entropy_options",
-        "cross_entropy",
-        ["logits", "labels"],
-        _LOSS_OPTIONS,
-        float32_result=True,
-        same_bits=False,
-    ),
-    Law("cross_entropy_mean", "cross_entropy", ["logits", "labels"], **_OF_A_MEAN),
-    Law(
-        "cross_entropy_probabilities",
-        "cross_entropy",
-        ["logits", "probabilities"],
-        float32_result=True,
-    ),
+    Law("logmeanexp", ["logits"], _MASKED, _LAST),
+    Law("softmax", ["logits"]),
+    Law("softmax_options", ["logits"], _MASKED),
+    Law("log_softmax", ["logits"]),
+    Law("log_softmax_options", ["logits"], _MASKED),
+    Law("entropy", ["logits"]),
+    Law("entropy_options", ["logits"], _MASKED),
+    Law("cross_entropy", ["logits", "labels"]),
+    Law("cross_entropy_options", ["logits", "labels"], _LOSS_OPTIONS),
+    Law("cross_entropy_mean", ["logits", "labels"], _WEIGHTS, _MEAN, by_row=False),
+    Law("cross_entropy_probabilities", ["logits", "probabilities"]),
     Law(
         "cross_entropy_probabilities_options",
-        "cross_entropy",
         ["logits", "probabilities"],
         # Not where: the loss is infinite in a probability next to 0 of a masked class.
         {name: kind for name, kind in _LOSS_OPTIONS.items() if name != "where"},
         {"reduction": "sum"},
         by_row=False,
-        float32_result=True,
-        same_bits=False,
     ),
-    Law("kl_divergence", "kl_divergence", ["logits", "logits"], float32_result=True),
+    Law("kl_divergence", _TWO),
     Law(
         "kl_divergence_options",
-        "kl_divergence",
-        ["logits", "logits"],
+        _TWO,
         {**_MASKED, "sample_weight": "sample weight"},
-        {"reduction": "mean"},
+        _MEAN,
         by_row=False,
-        float32_result=True,
     ),
-    Law(
-        "binary_cross_entropy",
-        "binary_cross_entropy",
-        ["logits", "probabilities"],
-        float32_result=True,
-        elementwise=True,
-    ),
+    Law("binary_cross_entropy", ["logits", "probabilities"], elementwise=True),
     Law(
         "binary_cross_entropy_options",
-        "binary_cross_entropy",
         ["logits", "probabilities"],
         {
             "pos_weight": "class weight",
             "sample_weight": "weight per logit",
             "label_smoothing": "smoothing",
         },
-        {"reduction": "mean"},
+        _MEAN,
         by_row=False,
-        float32_result=True,
-        same_bits=False,
         elementwise=True,
     ),
+    Law("multilabel_cross_entropy", ["logits", "yes"], {"where": "mask"}),
     Law(
-        "multilabel_cross_entropy",
-        "multilabel_cross_entropy",
-        ["logits", "yes"],
-        {"where": "mask"},
-        float32_result=True,
-    ),
-    Law(
-        "circle_loss",
         "circle_loss",
         ["similarities", "similarities"],
         {"margin": "margin", "scale": "scale", "where_positive": "mask"},
         {"detach_weights": False},
-        float32_result=True,
     ),
-    Law("smooth_max", "smooth_max", ["logits"], _MASKED, _LAST),
-    Law("smooth_min", "smooth_min", ["logits"], _MASKED, _LAST),
-    Law("boltzmann_max", "boltzmann_max", ["logits"], _MASKED, _LAST),
-    Law("softargmax", "softargmax", ["logits"], float32_result=True),
-    Law(
-        "softargmax_options",
-        "softargmax",
-        ["logits"],
-        {**_MASKED, "positions": "weight per logit"},
-        float32_result=True,
-        same_bits=False,
-    ),
+    Law("smooth_max", ["logits"], _MASKED, _LAST),
+    Law("smooth_min", ["logits"], _MASKED, _LAST),
+    Law("boltzmann_max", ["logits"], _MASKED, _LAST),
+    Law("softargmax", ["logits"]),
+    Law("softargmax_options", ["logits"], {**_MASKED, "positions": "weight per logit"}),
     *(
-        Law(name, name, arguments, _TEMPERATURE, elementwise=True)
-        for name, arguments in {
-            "softplus": ["logits"],
-            "smooth_abs": ["logits"],
-            "smooth_sign": ["logits"],
-            "smooth_step": ["logits"],
-            "smooth_maximum": ["logits", "logits"],
-            "smooth_minimum": ["logits", "logits"],
-            "smooth_clip": ["logits", "lower", "upper"],
-        }.items()
+        Law(name, ["logits"], _TEMPERATURE, elementwise=True)
+        for name in ("softplus", "smooth_abs", "smooth_sign", "smooth_step")
     ),
+    Law("smooth_maximum", _TWO, _TEMPERATURE, elementwise=True),
+    Law("smooth_minimum", _TWO, _TEMPERATURE, elementwise=True),
+    Law("smooth_clip", ["logits", "lower", "upper"], _TEMPERATURE, elementwise=True),
     Law(
-        "straight_through",
         "straight_through",
         ["logits"],
         elementwise=True,
@@ -324,27 +276,17 @@ LAWS = [
         ),
         meaning_name="softplus",
     ),
-    Law("linear_cross_entropy", "linear_cross_entropy", _HEAD, float32_result=True),
+    Law("linear_cross_entropy", _HEAD),
     Law(
         "linear_cross_entropy_options",
-        "linear_cross_entropy",
         _HEAD,
         {"vocab_bias": "vocab bias", **_LOSS_OPTIONS},
-        float32_result=True,
-        same_bits=False,
     ),
-    Law("linear_cross_entropy_mean", "linear_cross_entropy", _HEAD, **_OF_A_MEAN),
+    Law("linear_cross_entropy_mean", _HEAD, _WEIGHTS, _MEAN, by_row=False),
     Law(
         "linear_log_probs",
-        "linear_log_probs",
         _HEAD,
-        {
-            "vocab_bias": "vocab bias",
-            "temperature": "temperature",
-            "softcap": "softcap",
-        },
-        float32_result=True,
-        same_bits=False,
+        {"vocab_bias": "vocab bias", **_TEMPERATURE, "softcap": "softcap"},
     ),
 ]
 
@@ -553,7 +495,7 @@ def program(
     of: Callable[[Law], Callable[..., Any]],
     law: Law,
     form: str = THE_FORM,
-    compiled: Callable[..., Any] = as_users_have_it,
+    compiled: Callable[..., Any] = quickly,
 ) -> Any:
     """of(law), compiled once in a session for each form, shape and dtype.
 
@@ -577,6 +519,11 @@ def program(
 def eager(f: Callable[..., Any]) -> Callable[..., Any]:
     """In the place of jax.jit."""
     return f
+
+
+def as_promised(law: Law) -> Callable[..., Any]:
+    """How a law is compiled: as users have it where bits are promised."""
+    return as_users_have_it if law.same_bits else quickly
 
 
 def value(law: Law) -> Callable[..., Any]:

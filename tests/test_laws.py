@@ -12,6 +12,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pytest
 from laws import (
     CLASSES,
     FAR_ROWS,
@@ -19,6 +20,8 @@ from laws import (
     LAWS,
     ROWS,
     Law,
+    as_promised,
+    as_users_have_it,
     assert_close,
     assert_same_bits,
     assert_within,
@@ -31,7 +34,6 @@ from laws import (
     plainest,
     problem,
     program,
-    quickly,
     rows_of,
     value,
     value_and_pullback,
@@ -62,8 +64,16 @@ def check_value_and_gradient(law: Law, result, gradients, how: str) -> None:
 @every_law
 def test_value_and_gradient_are_those_of_the_oracle(law: Law, form):
     given, _, cotangent = problem(law)
-    both = program(value_and_pullback, law, form)(given, cotangent)
+    both = program(value_and_pullback, law, form, as_promised(law))(given, cotangent)
     check_value_and_gradient(law, *both, "under jit")
+
+
+@pytest.mark.slow
+@each(law for law in LAWS if not law.same_bits)
+def test_value_and_gradient_as_users_have_them(law: Law, form):
+    given, _, cotangent = problem(law)
+    both = program(value_and_pullback, law, form, as_users_have_it)(given, cotangent)
+    check_value_and_gradient(law, *both, "as users have it")
 
 
 def assert_unchanged(law: Law, differentiated, plain, how: str) -> None:
@@ -78,8 +88,9 @@ def assert_unchanged(law: Law, differentiated, plain, how: str) -> None:
 def test_differentiation_does_not_change_the_value(law: Law, form):
     for seed in range(6):
         given, _, cotangent = problem(law, seed)
-        plain = program(value, law, form)(*given)
-        with_gradient = program(value_and_pullback, law, form)(given, cotangent)[0]
+        plain = program(value, law, form, as_promised(law))(*given)
+        both = program(value_and_pullback, law, form, as_promised(law))
+        with_gradient = both(given, cotangent)[0]
         assert_unchanged(law, with_gradient, plain, f"of seed {seed} with a gradient")
 
 
@@ -105,7 +116,7 @@ def test_one_class(law: Law, form):
     seen = [np.asarray(a) for a in given]
     wanted = law.meaning(*seen)
     cotangent = np.ones(wanted.shape, np.float32)
-    both = program(value_and_pullback, law, form, quickly)
+    both = program(value_and_pullback, law, form)
     result, gradients = both(given, cotangent)
     what = f"{law.name}, float32, one class"
     assert_close(result, wanted, FORWARD_ROUNDINGS, f"{what}, value")
@@ -120,7 +131,7 @@ def test_no_rows(law: Law, form):
     """An empty batch has empty results."""
     given = law.cast(law.draw(4, 0, CLASSES), jnp.float32)
     shape = (0, *problem(law)[2].shape[1:])
-    both = program(value_and_pullback, law, form, quickly)
+    both = program(value_and_pullback, law, form)
     result, gradients = both(given, np.zeros(shape, np.float32))
     chex.assert_shape(result, shape)
     for i, gradient in zip(law.floats, gradients):
@@ -142,7 +153,8 @@ def test_extreme_logits(law: Law, form):
         arguments[weights] = np.abs(arguments[weights])  # else some sums are negative
     given = law.cast(arguments, jnp.float32)
     cotangent = cotangent_for(law, arguments, 5)
-    result, gradients = program(value_and_pullback, law, form)(given, cotangent)
+    both = program(value_and_pullback, law, form, as_promised(law))
+    result, gradients = both(given, cotangent)
 
     seen: list[Any] = [np.asarray(a) for a in given]
     limit = [oracle.at_limit(seen[0]), *seen[1:]]
@@ -185,7 +197,8 @@ def test_masked_entries_do_not_count(law: Law, form):
                 nothing = np.nan if np.isnan(junk) else 0
                 arguments[position] = np.where(mask, arguments[position], nothing)
         given = law.cast(arguments, jnp.float32)
-        result, gradients = program(value_and_pullback, law, form)(given, cotangent)
+        both = program(value_and_pullback, law, form, as_promised(law))
+        result, gradients = both(given, cotangent)
         results.append([result, *gradients])
         names = ["value", *(f"gradient in argument {i}" for i in law.floats)]
         for name, numbers, of_zeros in zip(names, results[-1], results[0], strict=True):

@@ -66,6 +66,7 @@ def finished(processes: list[subprocess.Popen]) -> None:
     [
         "axis_name",
         "a_mean_and_types",
+        pytest.param("forward_mode", marks=pytest.mark.slow),
         pytest.param("collectives", marks=pytest.mark.slow),
         pytest.param("shard_vocab", marks=pytest.mark.slow),
         pytest.param("split_by_jit", marks=pytest.mark.slow),
@@ -201,9 +202,10 @@ def derivatives(function, arguments, with_tangent=True):
 
 
 @functools.cache
-def reference(name):
+def reference(name, with_tangent=True):
     function, arguments = CALLS[name]
-    return jax.jit(functools.partial(derivatives, function))(arguments)
+    of = functools.partial(derivatives, function, with_tangent=with_tangent)
+    return jax.jit(of)(arguments)
 
 
 def assert_same(ours, reference, what="", term=0):
@@ -224,7 +226,7 @@ def mesh_of(kind=AxisType.Auto, **sizes):
     )
 
 
-def check_axis_name():
+def check_axis_name(with_tangent=False):
     eight, six = mesh_of(v=8), mesh_of(t=2, v=2, w=2)
     for name, (function, arguments) in CALLS.items():
         meshes = [(six, "t", ("v", "w"), name == "cross_entropy, q")]
@@ -243,10 +245,18 @@ def check_axis_name():
                 on_device, mesh=mesh, in_specs=(specs,), out_specs=out
             )
             ours = jax.jit(
-                functools.partial(derivatives, lambda split=split, **kw: split(kw))
+                functools.partial(
+                    derivatives,
+                    lambda split=split, **kw: split(kw),
+                    with_tangent=with_tangent,
+                )
             )(arguments)
-            assert_same(ours, reference(name), f"{name} on {mesh}")
+            assert_same(ours, reference(name, with_tangent), f"{name} on {mesh}")
     check_frozen_head(eight)
+
+
+def check_forward_mode():
+    check_axis_name(with_tangent=True)
 
 
 def check_frozen_head(mesh):

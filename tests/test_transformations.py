@@ -1,6 +1,6 @@
 """Every function under every transformation, over the table of laws.
 
-jit and vmap: all of them. grad, jvp, linearize, jacfwd, jacrev and their nestings,
+jit and vmap: all of them. jvp, linearize, jacfwd, jacrev and their nestings,
 inside scan and around checkpoint, in 64 bits: `every_derivative`, against the oracle.
 eval_shape: `test_shapes_and_dtypes`. checkify, shard_map, export and donated buffers:
 the tests of these names. With and without jit, in 32 bits: test_laws.py.
@@ -20,6 +20,7 @@ from laws import (
     LAWS,
     WITHOUT_LAW,
     Law,
+    as_promised,
     assert_close,
     cotangent_for,
     each,
@@ -48,9 +49,11 @@ def of_a_batch(law: Law):
 @each(fullest(LAWS).values())
 def test_vmap_is_a_loop(law: Law, form):
     problems = [problem(law, seed)[0] for seed in range(3)]
-    loop = jnp.stack([program(value, law, form)(*given) for given in problems])
+    loop = jnp.stack(
+        [program(value, law, form, as_promised(law))(*given) for given in problems]
+    )
     batch = map(jnp.stack, zip(*problems))
-    together = program(of_a_batch, law, form, quickly)(*batch)
+    together = program(of_a_batch, law, form)(*batch)
     # The same operations; a vectorised exp or log may round its last digit otherwise,
     # which costs an entry as much as any of its few roundings.
     assert_close(together, np.asarray(loop), 8, f"{law.name}, float32, under vmap")
@@ -76,16 +79,15 @@ def gradient_along(f, tangents, cotangent):
 
 
 def some_derivatives(law: Law, f, arguments, tangents, cotangent):
-    """Both modes, and a second derivative along the tangents that passes through both
-    halves of a rule."""
+    """Forward mode, and a second derivative along the tangents that passes through both
+    halves of a rule. Reverse mode: test_laws.py."""
     f, moving, tangents = moving_and_tangents(law, f, arguments, tangents)
-    positions = tuple(range(len(moving)))
     along = gradient_along(f, tangents, cotangent)
+    value, tangent = jax.jvp(f, moving, tangents)
     return {
-        "value": f(*moving),
-        "jacfwd": jax.jacfwd(f, positions)(*moving),
-        "jacrev": jax.jacrev(f, positions)(*moving),
-        "reverse over reverse": jax.grad(along, positions)(*moving),
+        "value": value,
+        "jvp": tangent,
+        "reverse over reverse": jax.grad(along, tuple(range(len(moving))))(*moving),
     }
 
 
@@ -102,6 +104,8 @@ def every_derivative(law: Law, f, arguments, tangents, cotangent):
 
     gradient = jax.grad(total, positions)
     return derivatives | {
+        "jacfwd": jax.jacfwd(f, positions)(*moving),
+        "jacrev": jax.jacrev(f, positions)(*moving),
         "linearize": jax.linearize(f, *moving)[1](*tangents),
         "forward over reverse": jax.jvp(gradient, moving, tangents)[1],
         "reverse over forward": jax.grad(total_along, positions)(*moving),
@@ -120,6 +124,7 @@ def expected_derivatives(law: Law, arguments, tangents, cotangent):
     curvature = [curvature[i] for i in law.floats]
     return {
         "value": [law.meaning(*arguments)],
+        "jvp": [pushed],
         "linearize": [pushed],
         "jacfwd": jacobian,
         "jacrev": jacobian,
@@ -142,7 +147,7 @@ def check_derivatives(law: Law, transformed, form) -> None:
         cotangent = cotangent_for(law, arguments, seed).astype(np.float64)
         problems.append((arguments, tangents_for(law, arguments, seed), cotangent))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
-    actual = program(transformed, law, form, quickly)(stacked)
+    actual = program(transformed, law, form)(stacked)
     for number, arguments in enumerate(problems):
         expected = expected_derivatives(law, *arguments)
         for name, given in actual.items():
@@ -150,6 +155,7 @@ def check_derivatives(law: Law, transformed, form) -> None:
             for position, a, e in zip(law.floats, given, expected[name]):
                 of = f", argument {position}" if len(given) > 1 else ""
                 what = f"{law.name}, float64, {name} of problem {number}{of}"
+                assert a.dtype == np.float64, what
                 assert_close(a[number], e, DERIVATIVE_ROUNDINGS, what)
             assert len(given) == len(expected[name]), name
 
@@ -219,13 +225,13 @@ def checked(law: Law):
 @every_function
 def test_checkify(law: Law, form):
     given, _, cotangent = problem(law)
-    program_of_law = program(checked, law, form, quickly)
+    program_of_law = program(checked, law, form)
     if "labels" not in law.kinds:  # nothing to check: the same operations
         program_of_law.shapes(given, cotangent)
         return
     error, result = program_of_law(given, cotangent)
     assert error.get() is None, law.name
-    wanted = program(value_and_pullback, law, form)(given, cotangent)
+    wanted = program(value_and_pullback, law, form, as_promised(law))(given, cotangent)
     for actual, correct in zip(jax.tree.leaves(result), jax.tree.leaves(wanted)):
         assert_close(actual, np.asarray(correct), 4, f"{law.name} under checkify")
     labels = law.kinds.index("labels")
@@ -236,7 +242,7 @@ def test_checkify(law: Law, form):
 
 
 @every_function
-def test_shard_map_exported_and_back_with_a_donated_buffer(law: Law):
+def test_shard_map_exported_and_back_with_a_donated_buffer(law: Law, form):
     given, _, cotangent = problem(law)
     specs = [
         ROW_SPEC if rows else jax.sharding.PartitionSpec() for rows in law.have_rows
@@ -261,31 +267,29 @@ def test_shard_map_exported_and_back_with_a_donated_buffer(law: Law):
     again = quickly(export.deserialize(exported.serialize()).call, donate_argnums=0)
     result = again(first, rest, cotangent)
     assert first.is_deleted()
-    wanted = program(value_and_pullback, law)(given, cotangent)
+    wanted = program(value_and_pullback, law, form, as_promised(law))(given, cotangent)
     for actual, correct in zip(jax.tree.leaves(result), jax.tree.leaves(wanted)):
         assert_close(actual, np.asarray(correct), 4, f"{law.name}, exported")
 
 
 @every_law
 def test_shapes_and_dtypes(law: Law, form):
-    for dtype in ("bfloat16", "float16", "float32", "float64"):
-        # The trace of a dtype is shared with the tests of its numbers.
-        with jax.enable_x64(dtype == "float64"):
-            check_shapes_and_dtypes(law, dtype, form)
-
-
-def check_shapes_and_dtypes(law: Law, dtype: str, form: str) -> None:
-    what = f"{law.name}, {dtype}"
+    """Those of 64 bits: where their derivatives are. A trace serves the numbers too."""
     arguments, cotangent = problem(law)[1:]
-    given = law.cast(arguments, dtype)
-    moving = [given[i] for i in law.floats]
-    of = jax.ShapeDtypeStruct(cotangent.shape, law.result_dtype(dtype))
-    result, gradients = program(value_and_pullback, law, form).shapes(given, of)
-    assert described(result) == described(of), what
-    assert [*map(described, gradients)] == [*map(described, moving)], what
-    if dtype in ("bfloat16", "float64"):  # half precision and whole
-        both = program(value_and_tangent, law, form).shapes(given, given)
-        assert [*map(described, both)] == [described(of)] * 2, what
+    for dtype in ("bfloat16", "float16", "float32"):
+        what = f"{law.name}, {dtype}"
+        given = law.cast(arguments, dtype)
+        of = jax.ShapeDtypeStruct(cotangent.shape, law.result_dtype(dtype))
+        if dtype == "bfloat16":
+            both = program(value_and_tangent, law, form).shapes(given, given)
+            assert [*map(described, both)] == [described(of)] * 2, what
+            continue
+        compiled = as_promised(law) if dtype == "float32" else quickly
+        both = program(value_and_pullback, law, form, compiled)
+        result, gradients = both.shapes(given, of)
+        assert described(result) == described(of), what
+        moving = [given[i] for i in law.floats]
+        assert [*map(described, gradients)] == [*map(described, moving)], what
 
 
 def described(array):
