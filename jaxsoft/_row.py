@@ -122,8 +122,8 @@ def row_rule(value: Callable[..., Any], pullback: Callable[..., Any]) -> Any:
         return result, (logits, given, kept)
 
     def backward(axes, residuals, cotangent):
-        # XLA must not compute anything for the value and the pullback together: it would
-        # round the value otherwise than without a derivative.
+        # XLA must not compute anything for the value and the pullback together: it
+        # would round the value otherwise than without a derivative.
         logits, given, kept = jax.lax.optimization_barrier(residuals)
         cotangents = pullback(axes, logits, *given, kept, cotangent)
         dx, dtemperature, *dgiven = cotangents

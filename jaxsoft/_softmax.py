@@ -23,7 +23,7 @@ from jaxsoft._checks import (
     is_of,
     reject_options,
 )
-from jaxsoft._core.dtypes import accumulation_dtype, converted
+from jaxsoft._core.dtypes import accumulation_dtype, converted, widened
 from jaxsoft._core.logits import masked_logits, shifted, size_of
 from jaxsoft._core.mesh import row_sum
 from jaxsoft._passes import classes as passes
@@ -70,8 +70,8 @@ def softmax(
     Gradient:
         dp_i/dx_j = p_i (delta_ij - p_j) / temperature.
         dp_i/dtemperature = -p_i (x_i - sum_j p_j x_j) / temperature^2.
-        Both are 0 at temperature 0. Residuals: the result, or for half precision and
-        with a temperature the arguments and two numbers per row.
+        Both are 0 at temperature 0. Residuals: the arguments, and with a temperature
+        one number per row.
 
     Awkward values:
         Nothing included, or all -inf: all 0 with gradient 0. Entries +inf share the
@@ -123,7 +123,7 @@ def _pulled(pull, axes, logits, m, g):
         return pull(axes, logits, g), None
     wide, to_x = jax.vjp(lambda x: converted(x, accumulation_dtype(x.dtype)), logits.x)
     wide = logits._replace(x=wide)
-    dx = pull(axes, wide, g)
+    dx = pull(axes, wide, widened(g, wide.x.dtype))
     d = shifted(masked_logits(wide), m, size_of(logits.temperature))
     dtemperature = -row_sum(dx * jnp.where(jnp.isinf(d), 0, d), axes)
     return to_x(dx)[0], dtemperature
@@ -165,7 +165,8 @@ def log_softmax(
         d(log p_i)/dx_j = (delta_ij - p_j) / temperature, computed at the most probable
         class as the sum of the other probabilities, not as 1 - p.
         d(log p_i)/dtemperature = -(log p_i + entropy) / temperature.
-        Both are 0 at temperature 0. Residuals: the arguments and two numbers per row.
+        Both are 0 at temperature 0. Residuals: the arguments, and with a
+        temperature one number per row.
 
     Awkward values:
         Nothing included, or all -inf: all -inf with gradient 0. A logit -inf: -inf, and

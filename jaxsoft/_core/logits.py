@@ -11,6 +11,7 @@ the derivative is at the points where a division by t or an infinity would make 
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -165,7 +166,12 @@ def over_temperature(v: Array, temperature: Array | None) -> Array:
 
 
 def log_softmax_cotangent(
-    g: Array, d: Array, s: Array, value: Array, others: Array
+    g: Array,
+    d: Array,
+    s: Array,
+    value: Array,
+    others: Array,
+    multiply: Callable[[Array, Array], Array] = jnp.multiply,
 ) -> Array:
     """t dz for a cotangent g of log p, with its value at the maximum and its sum over
     the other classes. With G = sum_j g_j,
@@ -177,9 +183,9 @@ def log_softmax_cotangent(
     s. There, if it has most of the probability, G - g_i is the sum over the others.
     """
     at_maximum = is_maximum(d, s) & (s < 0.5)
-    e = jnp.where(at_maximum, 1, jnp.exp(d))
+    e = override_primal(1, at_maximum, jnp.exp(d))
     others = jnp.where(at_maximum, others, others + (value - g))
-    return (times(g, s + (1 - e)) - times(others, e)) / (1 + s)
+    return (multiply(g, s + (1 - e)) - multiply(others, e)) / (1 + s)
 
 
 @jax.custom_jvp

@@ -264,7 +264,8 @@ def _forward_of_rows(rows, head, stream):
             row = Row(AXES, logits, summary.m, summary.s)
             of_chunk = _frozen_sums(row, label, hidden, chunk, to_given, stream)
             frozen = _merged_frozen(sums.summary, frozen, row, of_chunk)
-        return _Sums(merge(sums.summary, summary), top_label, frozen), None
+        merged = merge(sums.summary, summary, shifted)
+        return _Sums(merged, top_label, frozen), None
 
     positions = jnp.arange(chunk_count(head, stream), dtype=jnp.int32)
     return jax.lax.scan(add_chunk, start, positions)[0]

@@ -200,11 +200,11 @@ def multilabel_cross_entropy(
 
 @functools.partial(jax.jit, static_argnames=("axes", "reduction"))
 def _multilabel_jit(logits, is_yes, where, *, axes, reduction):
-    def of_kind(x, mask):
-        mask = mask if where is None else where & mask
-        return _log1p_sum_exp(axes, logits_of(x, mask, None, axes))
-
-    loss = jnp.squeeze(of_kind(logits, ~is_yes) + of_kind(-logits, is_yes), axes)
+    given = logits_of(logits, where, None, axes)
+    loss = _log1p_sum_of_no(axes, given, is_yes) + _log1p_sum_of_yes(
+        axes, given, is_yes
+    )
+    loss = jnp.squeeze(loss, axes)
     return reduced_loss(loss, jnp.ones_like(loss), reduction)
 
 
@@ -214,18 +214,37 @@ def _multilabel_jit(logits, is_yes, where, *, axes, reduction):
 #       = exp(m) (1 + s)        elsewhere, where the 1 that is kept apart is exp(0)
 #     N = M + log(1 + T)        dN/dz_i = e_i exp(m - M) / (1 + T)
 # A rule, since autodiff would save every e_i.
-def _log1p_sum_exp_value(axes, logits):
-    row, _ = summarized(axes, logits)
+def _log1p_sum_value(of_yes, axes, logits, is_yes):
+    row, _ = summarized(axes, _one_kind(logits, is_yes, of_yes))
     return jnp.maximum(row.m, 0) + jnp.log1p(_tail_with_zero(row.m, row.s)), row[2:]
 
 
-def _log1p_sum_exp_pullback(axes, logits, kept, g):
+def _log1p_sum_pullback(of_yes, axes, logits, is_yes, kept, g):
     m, s = kept
     scale = jnp.exp(jnp.minimum(m, 0)) / (1 + _tail_with_zero(m, s))
-    return to_classes(axes, logits, m, product(g, scale)), None
+    kind = _one_kind(logits, is_yes, of_yes)
+    return to_classes(axes, kind, m, product(g, scale)), None, None
 
 
-_log1p_sum_exp = row_rule(_log1p_sum_exp_value, _log1p_sum_exp_pullback)
+def _one_kind(logits, is_yes, of_yes):
+    """z = x over the no classes; over the yes classes -x, as at temperature -1."""
+    mask = is_yes if of_yes else ~is_yes
+    if logits.where is not None:
+        mask = mask & logits.where
+    temperature = None
+    if of_yes:
+        dtype = accumulation_dtype(logits.x.dtype)
+        temperature = jnp.full((1,) * mask.ndim, -1, dtype)
+    return logits._replace(where=mask, temperature=temperature)
+
+
+_log1p_sum_of_no, _log1p_sum_of_yes = (
+    row_rule(
+        functools.partial(_log1p_sum_value, of_yes),
+        functools.partial(_log1p_sum_pullback, of_yes),
+    )
+    for of_yes in (False, True)
+)
 
 
 def _tail_with_zero(m, s):

@@ -34,7 +34,7 @@ from jaxsoft._core.mesh import (
     split_together,
     vary_alike,
 )
-from jaxsoft._losses.nll import counted_probabilities, label_terms, probability_terms
+from jaxsoft._losses.nll import WeightedProbabilities, label_terms, probability_terms
 from jaxsoft._losses.per_row import (
     combined_terms,
     included_classes,
@@ -205,8 +205,8 @@ def _cross_entropy(
             axes, (logits, labels, w, softcap), temperature
         )
         labels = labels.astype(accumulation_dtype(logits.dtype))
-        labels = counted_probabilities(labels, where)
-        labels = labels if options["class_weight"] is None else labels * w
+        weights = None if options["class_weight"] is None else w
+        labels = WeightedProbabilities(labels, weights)
         terms_of = probability_terms
     given = logits_of(logits, where, temperature, axes)
     uniform = None if options["label_smoothing"] is None else w

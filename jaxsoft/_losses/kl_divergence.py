@@ -81,7 +81,7 @@ def kl_divergence(
         dKL/dlogits = (q - p) / temperature.
         dKL/dtarget_logits = p (log(p / q) - KL) / temperature.
         Both keep their digits where the distributions nearly agree. Residuals: the
-        arguments and seven numbers per row.
+        arguments and six numbers per row.
 
     Awkward values:
         A class at -inf in the target adds 0. A class at -inf in ``logits`` alone: +inf,

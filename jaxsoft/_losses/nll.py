@@ -15,6 +15,7 @@ keep NaN out of ignored rows, and put it into rows whose label is no class.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def _label_value(axes, logits, labels, w, softcap):
     seen, _ = _capped(logits, softcap, labels.counted)
     riders = label_riders(labels.class_index, w, logits, with_e_d=False)
     row, summary = summarized(axes, seen, riders)
-    return terms_of_label(row, summary, labels), summary
+    return terms_of_label(row, summary, labels), summary._replace(total=())
 
 
 def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
@@ -60,11 +61,12 @@ def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
     g, h, k = label_cotangents(row, labels, cotangents)
     scale, at_label = scale_and_label_entry(row, summary, g, h)
     dx = to_classes(axes, seen, row.m, scale, labels.class_index, at_label)
+    dw = None
     if w is not None:
         weights, to_w = jax.vjp(lambda w: included(w, row), w)
+        summary = summary._replace(total=(row.sum(weights),))
         dz, dweights = uniform_cotangents(row, weights, summary, k)
-        dx = dx + row.to_x(dz)
-    dw = None if w is None else to_w(dweights)[0]
+        dx, dw = dx + row.to_x(dz), to_w(dweights)[0]
     dx, dsoftcap = to_given(dx)
     return dx, temperature_cotangent(row, summary, g, h, k), None, dw, dsoftcap
 
@@ -76,7 +78,8 @@ label_terms = row_rule(_label_value, _label_pullback)
 #     t dz_c = g (Q p_c - q_c) + ...      the rest as above; see log_softmax_cotangent
 #     t dt   = g sum_c q_c (d_c + U) + ...
 #     dq_c   = g (-log p_c)
-def _probability_value(axes, logits, q, w, softcap):
+def _probability_value(axes, logits, targets, w, softcap):
+    q = _coefficients(targets, logits.where)
     seen, _ = _capped(logits, softcap, None)
     riders = label_riders(None, w, logits, with_e_d=False)
     riders = dataclasses.replace(
@@ -88,21 +91,22 @@ def _probability_value(axes, logits, q, w, softcap):
     return RowTerms(nll, logsumexp_over_t(row), uniform_nll), summary
 
 
-def _probability_pullback(axes, logits, q, w, softcap, summary, cotangents):
+def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents):
+    q, to_targets = jax.vjp(lambda v: _coefficients(v, logits.where), targets)
     seen, to_given = _capped(logits, softcap, None)
     row = Row(axes, seen, summary.m, summary.s)
     g, h, k = (_of_rows_with_classes(row, c) for c in cotangents)
     d = row.d
     dz = -log_softmax_cotangent(q, d, row.s, summary.value, summary.others)
     dz = product(g, dz * row.per_t) + product(h, row.p * row.per_t)
-    dq = product(g, _finite(jnp.log1p(row.s) - d))
+    dtargets = to_targets(product(g, _finite(jnp.log1p(row.s) - d)))[0]
+    dw = None
     if w is not None:
         weights, to_w = jax.vjp(lambda w: included(w, row), w)
         of_uniform, dweights = uniform_cotangents(row, weights, summary, k)
-        dz = dz + of_uniform
-    dw = None if w is None else to_w(dweights)[0]
+        dz, dw = dz + of_uniform, to_w(dweights)[0]
     dx, dsoftcap = to_given(row.to_x(dz))
-    return dx, temperature_cotangent(row, summary, g, h, k), dq, dw, dsoftcap
+    return dx, temperature_cotangent(row, summary, g, h, k), dtargets, dw, dsoftcap
 
 
 probability_terms = row_rule(_probability_value, _probability_pullback)
@@ -130,12 +134,20 @@ def _of_rows_with_classes(row, cotangent):
     return None if cotangent is None else jnp.where(jnp.isneginf(row.m), 0, cotangent)
 
 
-def counted_probabilities(q: Array, where: Array | None) -> Array:
-    """q, without the NaN that the probability of a masked class may be. Above 0 it
-    stays: the loss is infinite."""
-    if where is None:
-        return q
-    return jnp.where(spread_alike(where, q) | (q > 0), q, 0)
+class WeightedProbabilities(NamedTuple):
+    """Label probabilities, and class weights that broadcast to them."""
+
+    q: Array
+    class_weight: Array | None
+
+
+def _coefficients(targets: WeightedProbabilities, where: Array | None) -> Array:
+    """q_c w_c, without the NaN that the probability of a masked class may be. Above 0
+    it stays: the loss is infinite."""
+    q = targets.q
+    if where is not None:
+        q = jnp.where(spread_alike(where, q) | (q > 0), q, 0)
+    return q if targets.class_weight is None else q * targets.class_weight
 
 
 # What follows is of one number per row, and the same for logits that are given and for

@@ -147,9 +147,8 @@ def softmax_pull(axes: Axes, logits: Logits, g: Array) -> Array:
 
 
 def _write_log_softmax_pull(logits, g, row):
-    summary = row.summary
-    g = jnp.where(row.is_empty, 0, _given(logits, g))
-    dz = log_softmax_cotangent(g, row.d, summary.s, summary.value, summary.others)
+    g, of = jnp.where(row.is_empty, 0, _given(logits, g)), row.summary
+    dz = log_softmax_cotangent(g, row.d, of.s, of.value, of.others, times)
     dz = dz * inverse_temperature(logits.temperature)
     return _leaving(_signed(logits, dz), logits)
 

@@ -17,6 +17,7 @@ vocabulary in chunks or over devices is a few merges, and other sums of a row ri
 along.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsoft._core.logits import times
+
+# (low, m, temperature) -> (low - m)/t
+Shift = Callable[[Any, Any, Any], Any]
 
 
 class Summary(NamedTuple):
@@ -43,13 +47,19 @@ class Summary(NamedTuple):
     others: Any = None  # sum of v over all classes but that of the maximum
 
 
-def merge(a: Summary, b: Summary) -> Summary:
+def quotient(low: Any, m: Any, temperature: Any) -> Any:
+    """(low - m)/t for low <= m, as a reduction does it, which nobody differentiates."""
+    gap = jnp.where(low == m, 0, low - m)
+    return gap if temperature is None else jnp.where(low == m, 0, gap / temperature)
+
+
+def merge(a: Summary, b: Summary, shift: Shift = quotient) -> Summary:
     """The summary of the classes of a and those of b."""
     a_is_high = a.m >= b.m
     high = jax.tree.map(lambda v, w: jnp.where(a_is_high, v, w), a, b)
     low = jax.tree.map(lambda v, w: jnp.where(a_is_high, w, v), a, b)
     high = high._replace(m=jnp.maximum(a.m, b.m))  # NaN if either is
-    return plus(high, seen_from(low, high.m, high.value))
+    return plus(high, seen_from(low, high.m, high.value, shift))
 
 
 def plus(a: Summary, b: Summary) -> Summary:
@@ -60,7 +70,7 @@ def plus(a: Summary, b: Summary) -> Summary:
     )
 
 
-def seen_from(low: Summary, m: Any, value: Any) -> Summary:
+def seen_from(low: Summary, m: Any, value: Any, shift: Shift) -> Summary:
     """What low adds to the sums of a summary with a maximum m >= low.m and this value.
 
     With delta = (low.m - m)/t, e = exp(delta), and the mass M = b + s of low at its own
@@ -71,11 +81,7 @@ def seen_from(low: Summary, m: Any, value: Any) -> Summary:
         sum of q (z - m)       below + total (low.m - m)
         sum of e (v - value)   e (deviation + (low.value - value) M)
     """
-    same = low.m == m
-    gap = jnp.where(same, 0, low.m - m)
-    delta = gap
-    if low.temperature is not None:
-        delta = jnp.where(same, 0, gap / low.temperature)
+    delta = shift(low.m, m, low.temperature)
     e = jnp.exp(delta)
     mass = (1 if low.weight is None else low.weight) + low.s
     e_d, deviation, others, below = low.e_d, low.deviation, low.others, low.below
@@ -86,7 +92,7 @@ def seen_from(low: Summary, m: Any, value: Any) -> Summary:
         others = others + low.value
     if below:
         # In halves, whose difference does not overflow.
-        half = jnp.where(same, 0, low.m / 2 - m / 2)
+        half = jnp.where(low.m == m, 0, low.m / 2 - m / 2)
         below = tuple(w + 2 * times(q, half) for q, w in zip(low.total, below))
     return low._replace(
         s=times(e, mass), e_d=e_d, deviation=deviation, others=others, below=below

@@ -239,7 +239,7 @@ def over_devices(names: tuple[Hashable, ...], summary: Summary) -> Summary:
         own = jnp.stack([jnp.where(holds, summary.value, 0), holds.astype(m.dtype)])
         value, holders = device_sum(own, names)
         value = value / jnp.maximum(holders, 1)
-    parts = seen_from(summary, m, value)
+    parts = seen_from(summary, m, value, shifted)
     weight = summary.weight
     parts = parts._replace(
         m=holds.astype(m.dtype),
