@@ -26,6 +26,7 @@ from jaxsoft._core.logits import (
     times,
 )
 from jaxsoft._core.mesh import Axes, device_sum, is_class
+from jaxsoft._passes import native
 from jaxsoft._passes.merge import Summary, merge, of_nothing, seen_from
 from jaxsoft._passes.primitive import Pass
 
@@ -56,8 +57,8 @@ class Reduced(NamedTuple):
     """A row in one of the three forms."""
 
     summary: Summary
-    d: Array
-    is_empty: Array  # no logit above -inf
+    d: Array | None
+    is_empty: Array | None  # no logit above -inf
 
 
 def by_merge(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
@@ -251,6 +252,14 @@ def _summary_in(reduce):
     return form
 
 
+def _native_summary(axes, fixed, _):
+    logits, riders = fixed
+    here = native.summary(axes, logits, riders)
+    if here is None:
+        return None
+    return of_all_devices(axes, logits, Reduced(here, None, None)).summary
+
+
 def _smooth(axes, fixed, _, results):
     logits, riders = fixed
     z, m, t = masked_logits(logits), results.m, size_of(logits.temperature)
@@ -263,6 +272,7 @@ def _smooth(axes, fixed, _, results):
 _summary = Pass(
     "summary",
     **{name: _summary_in(reduce) for name, reduce in FORMS.items()},
+    native=_native_summary,
     smooth=_smooth,
 )
 
