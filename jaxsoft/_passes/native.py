@@ -69,31 +69,33 @@ def to_rows(axes: Axes, fixed: Any, t: Array) -> Any:
 def summary(axes: Axes, logits: Logits, riders: Any) -> Summary | None:
     """Of the classes that are here."""
     q = riders.coefficients
+    v, sums = riders.values, accumulation_dtype(logits.x.dtype)
     known = riders.weights is None and len(q) <= MOST_COEFFICIENTS
+    known &= v is None or v.dtype == sums
     if not (known and _knows(axes, logits)):
         return None
     index = _local_index(axes, logits.x, riders.labels)
-    operands = *(("q", v) for v in q), ("l", index), ("v", riders.values)
+    operands = *(("q", c) for c in q), ("l", index), ("v", v)
     asked = {
         "m": True,
         "s": True,
         "e": riders.with_e_d,
         "z": riders.labels is not None,
-        "v": riders.values is not None,
-        "d": riders.values is not None,
-        "o": riders.values is not None,
+        "v": v is not None,
+        "d": v is not None,
+        "o": v is not None,
     }
     names = "".join(name for name, is_asked in asked.items() if is_asked)
     names += "q" * len(q) + "b" * len(q)
-    sums = _per_row("summary", axes, logits, operands, names)
-    named = dict(zip(names, sums))
+    results = _per_row("summary", axes, logits, operands, names)
+    named = dict(zip(names, results))
     return Summary(
         m=named["m"],
         s=named["s"],
         e_d=named.get("e"),
         logit=named.get("z"),
-        total=tuple(v for name, v in zip(names, sums) if name == "q"),
-        below=tuple(v for name, v in zip(names, sums) if name == "b"),
+        total=tuple(v for name, v in zip(names, results) if name == "q"),
+        below=tuple(v for name, v in zip(names, results) if name == "b"),
         value=named.get("v"),
         deviation=named.get("d"),
         others=named.get("o"),
@@ -165,8 +167,7 @@ def _as_operand(letter, v, axes, x):
     first, last = axes[0], axes[-1]
     shape = list(v.shape)
     for some in (range(first, last + 1), range(last + 1, 0)):
-        is_small = {v.shape[a] != x.shape[a] for a in some}
-        if len(is_small) == 2:
+        if len({v.shape[a] == 1 for a in some if x.shape[a] > 1}) == 2:
             for a in some:
                 shape[a] = x.shape[a]
     return jnp.broadcast_to(v, shape)

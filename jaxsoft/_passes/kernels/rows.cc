@@ -86,7 +86,7 @@ class Run {
     if (!job_.m) find_maximum(tile, memory.z, rows);
     center(rows);
     if (rows.any_infinite) replace_infinite(tile, rows, memory.z);
-    add_up_all(tile, memory, rows);
+    add_up_all<true>(tile, memory, rows);
     Factors<A> factors;
     finish(tile, rows, factors);
     if (job_.classes_out) write(tile, rows, factors, memory);
@@ -98,6 +98,7 @@ class Run {
     for (int64_t i = 0; i < tiles_ && !job_.m; ++i)
       maximum_of_part(tile_of(group, i), memory, rows);
     center(rows);
+    clear_sums(rows);
     for (int64_t i = 0; i < tiles_; ++i) {
       Rows<A> part = rows;
       sums_of_part(tile_of(group, i), memory, part);
@@ -113,7 +114,10 @@ class Run {
   void all_in_phases(Workers& workers) const {
     std::vector<Rows<A>> rows(groups_), parts(groups_ * tiles_);
     std::vector<Factors<A>> factors(groups_);
-    for (int64_t g = 0; g < groups_; ++g) prepare(tile_of(g, 0), rows[g]);
+    for (int64_t g = 0; g < groups_; ++g) {
+      prepare(tile_of(g, 0), rows[g]);
+      clear_sums(rows[g]);
+    }
     if (!job_.m) {
       for_each_tile(workers, [&](int64_t g, int64_t i, Memory& memory) {
         Rows<A>& part = parts[g * tiles_ + i] = rows[g];
@@ -185,9 +189,8 @@ class Run {
   // The temperatures and, where they are given, the maxima.
   void prepare(const Tile& tile, Rows<A>& rows) const {
     constexpr int kN = kLanes<A>;
-    clear_sums(rows);
     std::fill_n(rows.top, kN, -kInfinity<A>);
-    for (int lane = 0; lane < kN; ++lane) {
+    for (int lane = 0; lane < kN && (kTempered || job_.m); ++lane) {
       int64_t row = tile.first_row + std::min(lane, tile.rows - 1);
       if constexpr (kTempered)
         set_temperature(rows, lane, number_of(job_.temperature, row));
@@ -197,7 +200,7 @@ class Run {
 
   void load_logits(const Tile& tile, const Rows<A>& rows, Memory& memory) const {
     A* z = memory.z;
-    pad(tile, z, tile.is_long_row ? -kInfinity<A> : A{0});
+    if (!tile.is_long_row) pad(tile, z, A{0});
     load_tile(job_.x, shape_, tile, z);
     if constexpr (kTempered) {
       write_all<A>(tile, z, [&](int lane) {
@@ -206,6 +209,7 @@ class Run {
       });
     }
     if (job_.where) mask_tile(job_.where, shape_, tile, z, -kInfinity<A>);
+    if (tile.is_long_row) pad(tile, z, -kInfinity<A>);
   }
 
   // Masked classes have the value 0; those of a tangent are that of d.
@@ -234,15 +238,15 @@ class Run {
   }
 
   void sums_of_part(const Tile& tile, Memory& memory, Rows<A>& rows) const {
-    clear_sums(rows);
     load_centered(tile, rows, memory);
-    add_up_all(tile, memory, rows);
+    add_up_all<false>(tile, memory, rows);
   }
 
   void write_part(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
                   Memory& memory) const {
     load_centered(tile, rows, memory);
     if (job_.values) load_values(job_.values, tile, rows, memory);
+    if (is_of_e()) write_exponentials<A, kTempered>(tile, rows, memory.z);
     write(tile, rows, factors, memory);
   }
 
@@ -251,21 +255,32 @@ class Run {
     if (rows.any_infinite) replace_infinite(tile, rows, memory.z);
   }
 
+  // Whether what is written is made of e. Then e stays in a tile that is whole.
+  bool is_of_e() const {
+    return job_.pass == Pass::kSoftmax || job_.pass == Pass::kSoftmaxPull ||
+           job_.pass == Pass::kLogSoftmaxPull;
+  }
+
+  template <bool kWhole>
   void add_up_all(const Tile& tile, Memory& memory, Rows<A>& rows) const {
-    const A* z = memory.z;
+    A *z = memory.z, *v = memory.v;
     for (int i = 0; i < job_.coefficient_count; ++i) {
       load_values(job_.coefficients[i], tile, rows, memory);
-      sum_coefficient(tile, z, memory.v, i, rows);
+      sum_coefficient(tile, z, v, i, rows);
     }
     if (job_.with_e_d) sum_e_d<A, kTempered>(tile, z, rows);
     if (job_.values) load_values(job_.values, tile, rows, memory);
+    bool stays = kWhole && is_of_e();
+    if (job_.pass == Pass::kToClasses) return;
     if (job_.pass == Pass::kToRows) {
-      if (job_.labels) take_label_values(tile, memory.v, rows);
-      sum_weighted<A, kTempered>(tile, z, memory.v, rows);
+      if (job_.labels) take_label_values(tile, v, rows);
+      sum_weighted<A, kTempered>(tile, z, v, rows);
     } else if (job_.values) {
-      sum_tail_and_values<A, kTempered>(tile, z, memory.v, rows);
-    } else if (job_.pass != Pass::kToClasses) {
-      sum_tail<A, kTempered>(tile, z, rows);
+      stays ? sum_tail_and_values<A, kTempered, true>(tile, z, v, rows)
+            : sum_tail_and_values<A, kTempered, false>(tile, z, v, rows);
+    } else {
+      stays ? sum_tail<A, kTempered, true>(tile, z, rows)
+            : sum_tail<A, kTempered, false>(tile, z, rows);
     }
   }
 
@@ -273,9 +288,10 @@ class Run {
   void take_label_values(const Tile& tile, A* v, Rows<A>& rows) const {
     for (int lane = 0; lane < tile.rows; ++lane) {
       int64_t label = label_of(tile.first_row + lane);
+      rows.sums[kAtLabel][lane] = 0;
       if (!has_class(tile, label)) continue;
       A& value = v[index_of(tile, label, lane)];
-      rows.sums[kAtLabel][lane] += double{value};
+      rows.sums[kAtLabel][lane] = double{value};
       value = 0;
     }
   }
@@ -297,33 +313,45 @@ class Run {
         }
         return spread(tile, factors.scale);
       case Pass::kToRows:
+        put(job_.to_rows_out, tile, sum_named(rows, kWeighted));
+        return put(job_.at_label_out, tile, sum_named(rows, kAtLabel));
       case Pass::kSummary:
-        for (int lane = 0; lane < tile.rows; ++lane) write_row(tile, rows, lane);
+        return write_summary(tile, rows);
     }
   }
 
-  static void put(void* out, int64_t row, double number) {
-    if (out) static_cast<A*>(out)[row] = static_cast<A>(number);
+  // A number for every row of a tile.
+  template <class F>
+  static void put(void* out, const Tile& tile, F number) {
+    if (!out) return;
+    A* first = static_cast<A*>(out) + tile.first_row;
+    for (int lane = 0; lane < tile.rows; ++lane)
+      first[lane] = static_cast<A>(number(lane));
   }
 
-  void write_row(const Tile& tile, const Rows<A>& rows, int lane) const {
-    int64_t row = tile.first_row + lane;
-    auto sum = [&](int name) { return rows.sums[name][lane]; };
-    RowSummary summary = summary_of(rows, lane);
-    put(job_.m_out, row, std::isnan(summary.s) ? summary.s : double{rows.top[lane]});
-    put(job_.s_out, row, summary.s);
-    put(job_.e_d_out, row, sum(kEd));
+  static auto sum_named(const Rows<A>& rows, int name) {
+    return [&rows, name](int lane) { return rows.sums[name][lane]; };
+  }
+
+  void write_summary(const Tile& tile, const Rows<A>& rows) const {
+    auto tail = [&](int lane) { return tail_of(rows, lane); };
+    auto top = [&](int lane) {
+      double s = tail(lane);
+      return s == s ? double{rows.top[lane]} : s;
+    };
+    put(job_.m_out, tile, top);
+    put(job_.s_out, tile, tail);
+    put(job_.e_d_out, tile, sum_named(rows, kEd));
     for (int i = 0; i < job_.coefficient_count; ++i) {
-      put(job_.total_out[i], row, sum(kCoefficient + 2 * i));
-      put(job_.below_out[i], row, sum(kCoefficient + 2 * i + 1));
+      put(job_.total_out[i], tile, sum_named(rows, kCoefficient + 2 * i));
+      put(job_.below_out[i], tile, sum_named(rows, kCoefficient + 2 * i + 1));
     }
-    put(job_.value_out, row, summary.value);
-    put(job_.deviation_out, row, summary.deviation);
-    put(job_.others_out, row, summary.others);
-    if (job_.logit_out)
-      put(job_.logit_out, row, double{logit_of_label(rows, row, lane)});
-    put(job_.to_rows_out, row, sum(kWeighted));
-    put(job_.at_label_out, row, sum(kAtLabel));
+    put(job_.logit_out, tile,
+        [&](int lane) { return logit_of_label(rows, tile.first_row + lane, lane); });
+    auto about = [&](int lane) { return about_value(rows, lane); };
+    put(job_.value_out, tile, [&](int lane) { return about(lane).value; });
+    put(job_.deviation_out, tile, [&](int lane) { return about(lane).deviation; });
+    put(job_.others_out, tile, [&](int lane) { return about(lane).others; });
   }
 
   // z at the label, 0 if there is none.
@@ -347,7 +375,7 @@ class Run {
     const A* v = memory.v;
     switch (job_.pass) {
       case Pass::kSoftmax:
-        write_softmax<A, kTempered>(tile, rows, factors, z);
+        write_softmax(tile, factors, z);
         break;
       case Pass::kLogSoftmax:
         write_log_softmax<A, kTempered>(tile, rows, factors, z);

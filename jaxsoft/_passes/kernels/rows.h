@@ -39,6 +39,7 @@ struct Array {
   // Where the row begins.
   int64_t offset(int64_t outer, int64_t inner) const {
     int64_t sum = inner * inner_stride;
+    if (groups == 1) return sum + outer * group_stride[0];
     for (int g = groups - 1; g >= 0; --g) {
       sum += outer % group_size[g] * group_stride[g];
       outer /= group_size[g];

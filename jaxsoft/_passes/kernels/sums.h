@@ -22,7 +22,7 @@ enum SumName {
   kWeighted,     // of e v over the others
   kOthers,       // of v over the others
   kTopValues,    // of v over the classes at the maximum
-  kNotZero,      // of 1 over the classes with v != 0
+  kSizes,        // 0 if all v are
   kEd,           // of e d
   kAtLabel,      // v at the label
   kCoefficient,  // of q, and of q (z - m), for every coefficient
@@ -129,34 +129,44 @@ class Shift {
   Mask<A> is_hard_ = {};
 };
 
-// Adds to the named sums of all lanes what term(lane, offset, sums of a block) adds to
-// them for the vector of numbers at this offset in the tile.
-template <class A, int kCount, class Term>
+// The terms of a block: sums, and how many classes are at the maximum.
+template <class A, int kCount>
+struct Terms {
+  Vector<A> sum[kCount] = {};
+  Mask<A> ties = {};
+};
+
+// The sum over the lanes, which are classes of one row, in lane 0.
+inline void add_lanes(double* lanes, int count) {
+  for (int half = count / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+}
+
+// The named sums of all lanes, of what term(offset, terms) adds to `terms` for the
+// vector of numbers at this offset in the tile; make_term(lane) gives it. Where
+// kCountsTies, the number of ties as well.
+template <class A, bool kCountsTies, int kCount, class MakeTerm>
 void add_up(const Tile& tile, Rows<A>& rows, const int (&names)[kCount],
-            Term make_term) {
+            MakeTerm make_term) {
   constexpr int kTermsPerBlock = 8;
   constexpr int kN = kLanes<A>, kW = kWidth<A>;
-  using V = Vector<A>;
   for (int lane = 0; lane < kN; lane += kW) {
     auto term = make_term(lane);
     Sum<A> sums[kCount];
+    Terms<A, kCount> block;
     for (int64_t step = 0; step < tile.steps; step += kTermsPerBlock) {
       int64_t end = std::min(step + kTermsPerBlock, tile.steps);
-      V block[kCount] = {};
+      for (Vector<A>& sum : block.sum) sum = Vector<A>{};
       for (int64_t k = step; k < end; ++k) term(k * kN + lane, block);
-      for (int i = 0; i < kCount; ++i) sums[i].add(block[i]);
+      for (int i = 0; i < kCount; ++i) sums[i].add(block.sum[i]);
     }
-    for (int i = 0; i < kCount; ++i) sums[i].add_to(rows.sums[names[i]] + lane);
+    for (int i = 0; i < kCount; ++i) sums[i].store_to(rows.sums[names[i]] + lane);
+    if (kCountsTies)
+      for (int i = 0; i < kW; ++i) rows.sums[kTies][lane + i] = double(block.ties[i]);
   }
   if (!tile.is_long_row) return;
-  for (int name : names) {
-    double total = 0;
-    for (double& sum : rows.sums[name]) {
-      total += sum;
-      sum = 0;
-    }
-    rows.sums[name][0] = total;
-  }
+  for (int name : names) add_lanes(rows.sums[name], kN);
+  if (kCountsTies) add_lanes(rows.sums[kTies], kN);
 }
 
 template <class A>
@@ -194,36 +204,42 @@ void center(Rows<A>& rows) {
   }
 }
 
-template <class A, bool kTempered>
-void sum_tail(const Tile& tile, const A* z, Rows<A>& rows) {
+// The tail; e takes the place of the logits where it `stays`.
+template <class A, bool kTempered, bool kStays>
+void sum_tail(const Tile& tile, A* z, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A>(tile, rows, {kTail, kTies}, [&](int lane) {
+  add_up<A, true>(tile, rows, {kTail}, [&](int lane) {
     Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at, V* sums) {
+    return [=](int64_t at, Terms<A, 1>& terms) {
       V here = load<V>(z + at);
+      V e = exponential<A>(shift(here));
       auto is_top = here == shift.m();
-      sums[0] += is_top ? V{} : exponential<A>(shift(here));
-      sums[1] += is_top ? splat(A{1}) : V{};
+      if (kStays) store(z + at, is_top ? splat(A{1}) : e);
+      terms.sum[0] += is_top ? V{} : e;
+      terms.ties -= is_top;
     };
   });
 }
 
-template <class A, bool kTempered>
-void sum_tail_and_values(const Tile& tile, const A* z, const A* v, Rows<A>& rows) {
+// The same, and what the passes with values ask for.
+template <class A, bool kTempered, bool kStays>
+void sum_tail_and_values(const Tile& tile, A* z, const A* v, Rows<A>& rows) {
   using V = Vector<A>;
-  constexpr int kNames[] = {kTail, kTies, kWeighted, kOthers, kTopValues, kNotZero};
-  add_up<A>(tile, rows, kNames, [&](int lane) {
+  constexpr int kNames[] = {kTail, kWeighted, kOthers, kTopValues, kSizes};
+  add_up<A, true>(tile, rows, kNames, [&](int lane) {
     Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at, V* sums) {
+    return [=](int64_t at, Terms<A, 5>& terms) {
       V here = load<V>(z + at), value = load<V>(v + at);
       auto is_top = here == shift.m();
-      V e = is_top ? V{} : exponential<A>(shift(here));
-      sums[0] += e;
-      sums[1] += is_top ? splat(A{1}) : V{};
-      sums[2] += is_top | (value == A{0}) ? V{} : e * value;
-      sums[3] += is_top ? V{} : value;
-      sums[4] += is_top ? value : V{};
-      sums[5] += value != A{0} ? splat(A{1}) : V{};
+      V e = exponential<A>(shift(here));
+      if (kStays) store(z + at, is_top ? splat(A{1}) : e);
+      e = is_top ? V{} : e;
+      terms.sum[0] += e;
+      terms.sum[1] += value == A{0} ? V{} : e * value;
+      terms.sum[2] += is_top ? V{} : value;
+      terms.sum[3] += is_top ? value : V{};
+      terms.sum[4] += value == A{0} ? V{} : splat(A{1});
+      terms.ties -= is_top;
     };
   });
 }
@@ -231,13 +247,13 @@ void sum_tail_and_values(const Tile& tile, const A* z, const A* v, Rows<A>& rows
 template <class A, bool kTempered>
 void sum_e_d(const Tile& tile, const A* z, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A>(tile, rows, {kEd}, [&](int lane) {
+  add_up<A, false>(tile, rows, {kEd}, [&](int lane) {
     Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at, V* sums) {
+    return [=](int64_t at, Terms<A, 1>& terms) {
       V here = load<V>(z + at);
       TwoPart<A> d = shift(here);
       V e = exponential<A>(d);
-      sums[0] += (here == shift.m()) | (e == A{0}) ? V{} : e * d.high;
+      terms.sum[0] += (here == shift.m()) | (e == A{0}) ? V{} : e * d.high;
     };
   });
 }
@@ -247,13 +263,13 @@ template <class A>
 void sum_coefficient(const Tile& tile, const A* z, const A* q, int i, Rows<A>& rows) {
   using V = Vector<A>;
   int first = kCoefficient + 2 * i;
-  add_up<A>(tile, rows, {first, first + 1}, [&](int lane) {
+  add_up<A, false>(tile, rows, {first, first + 1}, [&](int lane) {
     V m = load<V>(rows.m + lane);
-    return [=](int64_t at, V* sums) {
+    return [=](int64_t at, Terms<A, 2>& terms) {
       V gap = load<V>(z + at) - m, here = load<V>(q + at);
       auto is_nothing = (here == A{0}) & (gap == -kInfinity<A>);
-      sums[0] += here;
-      sums[1] += is_nothing ? V{} : here * gap;
+      terms.sum[0] += here;
+      terms.sum[1] += is_nothing ? V{} : here * gap;
     };
   });
 }
@@ -262,12 +278,12 @@ void sum_coefficient(const Tile& tile, const A* z, const A* q, int i, Rows<A>& r
 template <class A, bool kTempered>
 void sum_weighted(const Tile& tile, const A* z, const A* v, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A>(tile, rows, {kWeighted}, [&](int lane) {
+  add_up<A, false>(tile, rows, {kWeighted}, [&](int lane) {
     Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at, V* sums) {
+    return [=](int64_t at, Terms<A, 1>& terms) {
       V value = load<V>(v + at);
       V e = exponential<A>(shift(load<V>(z + at)));
-      sums[0] += value == A{0} ? V{} : value * e;
+      terms.sum[0] += value == A{0} ? V{} : value * e;
     };
   });
 }

@@ -166,12 +166,10 @@ struct Sum {
     total = sum;
   }
 
-  void add_to(double* lanes) const {
-    for (int i = 0; i < kWidth<A>; ++i) {
-      double error = rest[i];
-      // Of an infinite sum there is none.
-      lanes[i] += double{total[i]} + (error - error == 0 ? error : 0.0);
-    }
+  void store_to(double* lanes) const {
+    // Of an infinite sum there is no rounding error.
+    Vector<A> error = rest - rest == A{0} ? rest : Vector<A>{};
+    for (int i = 0; i < kWidth<A>; ++i) lanes[i] = double{total[i]} + double{error[i]};
   }
 };
 

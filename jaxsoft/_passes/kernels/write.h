@@ -6,29 +6,35 @@
 namespace jaxsoft {
 namespace {
 
-// The summary of a row about a value: that of its maximum where the row is sure of it
-// (no other class has half the probability), else 0.
-struct RowSummary {
-  bool is_empty;  // no logit above -inf
+// The tail of a row, 0 if none of its logits is above -inf.
+template <class A>
+double tail_of(const Rows<A>& rows, int lane) {
+  double tail = rows.sums[kTail][lane] + (rows.sums[kTies][lane] - 1);
+  return tail == -1 ? 0 : tail;
+}
+
+template <class A>
+bool is_empty(const Rows<A>& rows, int lane) {
+  return rows.sums[kTies][lane] == 0 && rows.sums[kTail][lane] == 0;
+}
+
+// The values of a row about that of its maximum where the row is sure of it (no other
+// class has half the probability), else about 0.
+struct AboutValue {
   bool is_sure;
-  double s;
   double value;
   double deviation;  // sum of e (v - value)
   double others;     // sum of v, but for the class with this value
 };
 
 template <class A>
-RowSummary summary_of(const Rows<A>& rows, int lane) {
+AboutValue about_value(const Rows<A>& rows, int lane) {
   auto sum = [&](int name) { return rows.sums[name][lane]; };
-  RowSummary row;
-  row.is_empty = sum(kTies) == 0 && !std::isnan(sum(kTail));
-  row.s = row.is_empty ? 0 : sum(kTail) + (sum(kTies) - 1);
-  row.is_sure = row.s < 0.5;
-  row.value = row.is_sure ? sum(kTopValues) : 0;
-  double about = row.value == 0 ? 0 : row.value * sum(kTail);
-  row.deviation = sum(kWeighted) + (row.is_sure ? -about : sum(kTopValues));
-  row.others = sum(kOthers) + (row.is_sure ? 0 : sum(kTopValues));
-  return row;
+  if (!(tail_of(rows, lane) < 0.5))
+    return {false, 0, sum(kWeighted) + sum(kTopValues), sum(kOthers) + sum(kTopValues)};
+  double value = sum(kTopValues);
+  double about = value == 0 ? 0 : value * sum(kTail);
+  return {true, value, sum(kWeighted) - about, sum(kOthers)};
 }
 
 // log(1 + s) of s >= 0.
@@ -75,38 +81,35 @@ void spread(const Tile& tile, A* lanes) {
 
 template <class A>
 void set_inverse(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
-  for (int lane = 0; lane < tile.rows; ++lane) {
-    double s = summary_of(rows, lane).s;
-    factors.inverse[lane] = static_cast<A>(1 / (1 + s));
-  }
+  for (int lane = 0; lane < kLanes<A>; ++lane)
+    factors.inverse[lane] = static_cast<A>(1 / (1 + tail_of(rows, lane)));
   spread(tile, factors.inverse);
 }
 
 template <class A>
 void set_log_total(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
-  for (int lane = 0; lane < tile.rows; ++lane) {
-    double s = summary_of(rows, lane).s;
-    factors.log_total[lane] = static_cast<A>(log1p_for(A{}, s));
-  }
+  int lanes = tile.is_long_row ? 1 : kLanes<A>;
+  for (int lane = 0; lane < lanes; ++lane)
+    factors.log_total[lane] = static_cast<A>(log1p_for(A{}, tail_of(rows, lane)));
   spread(tile, factors.log_total);
 }
 
 // A row whose values are all 0 has the results 0, whatever its logits.
 template <class A>
 void set_about_values(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
+  set_inverse(tile, rows, factors);
   for (int lane = 0; lane < tile.rows; ++lane) {
-    RowSummary row = summary_of(rows, lane);
-    bool has_values = rows.sums[kNotZero][lane] != 0;
-    factors.s[lane] = static_cast<A>(row.s);
-    factors.inverse[lane] = static_cast<A>(1 / (1 + row.s));
-    factors.value[lane] = static_cast<A>(row.value);
-    factors.mean[lane] = static_cast<A>(row.deviation / (1 + row.s));
-    factors.others[lane] = static_cast<A>(row.others);
-    factors.is_sure[lane] = row.is_sure;
-    factors.is_zero[lane] = row.is_empty || !has_values;
+    double s = tail_of(rows, lane);
+    AboutValue about = about_value(rows, lane);
+    factors.s[lane] = static_cast<A>(s);
+    factors.value[lane] = static_cast<A>(about.value);
+    factors.mean[lane] = static_cast<A>(about.deviation / (1 + s));
+    factors.others[lane] = static_cast<A>(about.others);
+    factors.is_sure[lane] = about.is_sure;
+    factors.is_zero[lane] = is_empty(rows, lane) || rows.sums[kSizes][lane] == 0;
   }
-  for (A* lanes : {factors.s, factors.inverse, factors.value, factors.mean,
-                   factors.others, factors.is_sure, factors.is_zero})
+  for (A* lanes : {factors.s, factors.value, factors.mean, factors.others,
+                   factors.is_sure, factors.is_zero})
     spread(tile, lanes);
 }
 
@@ -122,23 +125,29 @@ void write_all(const Tile& tile, A* numbers, Write make_write) {
   }
 }
 
-// p = e/(1 + s)
+// e in place of the logits.
 template <class A, bool kTempered>
-void write_softmax(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
-                   A* z) {
+void write_exponentials(const Tile& tile, const Rows<A>& rows, A* z) {
   using V = Vector<A>;
   write_all<A>(tile, z, [&](int lane) {
     Shift<A, kTempered> shift(rows, lane);
-    V inverse = load<V>(factors.inverse + lane);
     return [=](int64_t at) {
       V here = load<V>(z + at);
-      V e = exponential<A>(shift(here));
-      return (here == shift.m() ? splat(A{1}) : e) * inverse;
+      return here == shift.m() ? splat(A{1}) : exponential<A>(shift(here));
     };
   });
 }
 
-// log p = d - log(1 + s)
+// p = e/(1 + s), of e.
+template <class A>
+void write_softmax(const Tile& tile, const Factors<A>& factors, A* e) {
+  write_all<A>(tile, e, [&](int lane) {
+    Vector<A> inverse = load<Vector<A>>(factors.inverse + lane);
+    return [=](int64_t at) { return load<Vector<A>>(e + at) * inverse; };
+  });
+}
+
+// log p = d - log(1 + s), of z.
 template <class A, bool kTempered>
 void write_log_softmax(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
                        A* z) {
@@ -149,54 +158,50 @@ void write_log_softmax(const Tile& tile, const Rows<A>& rows, const Factors<A>& 
     return [=](int64_t at) {
       V here = load<V>(z + at);
       V d = here == shift.m() ? V{} : shift(here).high;
-      return d == -kInfinity<A> ? d : d - log_total;
+      return d - log_total;
     };
   });
 }
 
-// dz_i = p_i ((v_i - value) - mean)/tau
+// dz_i = p_i ((v_i - value) - mean)/tau, of e.
 template <class A, bool kTempered>
 void write_softmax_pull(const Tile& tile, const Rows<A>& rows,
-                        const Factors<A>& factors, const A* v, A* z) {
+                        const Factors<A>& factors, const A* v, A* e) {
   using V = Vector<A>;
-  write_all<A>(tile, z, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
+  write_all<A>(tile, e, [&](int lane) {
     V inverse = load<V>(factors.inverse + lane), mean = load<V>(factors.mean + lane);
-    V value = load<V>(factors.value + lane), per_tau = load<V>(rows.per_tau + lane);
+    V value = load<V>(factors.value + lane);
+    V per_tau = kTempered ? load<V>(rows.per_tau + lane) : V{};
     auto is_zero = load<V>(factors.is_zero + lane) != A{0};
     return [=](int64_t at) {
-      V here = load<V>(z + at);
-      V e = here == shift.m() ? splat(A{1}) : exponential<A>(shift(here));
       V deviation = (load<V>(v + at) - value) - mean;
-      V dz = deviation * e * inverse;
-      if constexpr (kTempered) dz *= per_tau;
+      V dz = deviation * load<V>(e + at) * inverse;
+      if (kTempered) dz *= per_tau;
       return is_zero | (deviation == A{0}) ? V{} : dz;
     };
   });
 }
 
-// dz_i = (v_i (s + (1 - e_i)) - e_i V_i)/((1 + s) tau), where V_i is the sum of v over
-// all classes but i.
+// dz_i = (v_i (s + (1 - e_i)) - e_i V_i)/((1 + s) tau), of e, where V_i is the sum of v
+// over all classes but i.
 template <class A, bool kTempered>
 void write_log_softmax_pull(const Tile& tile, const Rows<A>& rows,
-                            const Factors<A>& factors, const A* v, A* z) {
+                            const Factors<A>& factors, const A* v, A* e) {
   using V = Vector<A>;
-  write_all<A>(tile, z, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
+  write_all<A>(tile, e, [&](int lane) {
     V inverse = load<V>(factors.inverse + lane), s = load<V>(factors.s + lane);
     V value = load<V>(factors.value + lane), others = load<V>(factors.others + lane);
-    V per_tau = load<V>(rows.per_tau + lane);
+    V per_tau = kTempered ? load<V>(rows.per_tau + lane) : V{};
     auto is_zero = load<V>(factors.is_zero + lane) != A{0};
     auto is_sure = load<V>(factors.is_sure + lane) != A{0};
     return [=](int64_t at) {
-      V here = load<V>(z + at), own = load<V>(v + at);
-      auto is_top = here == shift.m();
-      V e = is_top ? splat(A{1}) : exponential<A>(shift(here));
-      V rest = is_top & is_sure ? others : others + (value - own);
-      V from_own = own == A{0} ? V{} : own * (s + (A{1} - e));
-      V from_rest = e == A{0} ? V{} : rest * e;
+      V here = load<V>(e + at), own = load<V>(v + at);
+      // The e of a sure row is 1 at the maximum alone.
+      V rest = is_sure & (here == A{1}) ? others : others + (value - own);
+      V from_own = own == A{0} ? V{} : own * (s + (A{1} - here));
+      V from_rest = here == A{0} ? V{} : rest * here;
       V dz = (from_own - from_rest) * inverse;
-      if constexpr (kTempered) dz *= per_tau;
+      if (kTempered) dz *= per_tau;
       return is_zero ? V{} : dz;
     };
   });
