@@ -16,6 +16,8 @@ from jaxsoft._losses.binary import circle_loss as circle_loss
 from jaxsoft._losses.binary import multilabel_cross_entropy as multilabel_cross_entropy
 from jaxsoft._losses.cross_entropy import cross_entropy as cross_entropy
 from jaxsoft._losses.kl_divergence import kl_divergence as kl_divergence
+from jaxsoft._passes.switch import cpu_kernels as cpu_kernels
+from jaxsoft._passes.switch import use_cpu_kernels as use_cpu_kernels
 from jaxsoft._sharding import shard_vocab as shard_vocab
 from jaxsoft._smooth.clip import smooth_clip as smooth_clip
 from jaxsoft._smooth.elementwise import smooth_abs as smooth_abs
@@ -40,6 +42,7 @@ __all__ = [
     "binary_cross_entropy",
     "boltzmann_max",
     "circle_loss",
+    "cpu_kernels",
     "cross_entropy",
     "entropy",
     "kl_divergence",
@@ -62,5 +65,6 @@ __all__ = [
     "softmax",
     "softplus",
     "straight_through",
+    "use_cpu_kernels",
     "with_jvp",
 ]

@@ -22,6 +22,7 @@ from jaxsoft._core.logits import (
     times,
 )
 from jaxsoft._core.mesh import Axes, is_class, row_max, row_sum
+from jaxsoft._passes import native
 from jaxsoft._passes.primitive import Pass
 from jaxsoft._passes.summary import FORMS, NO_RIDERS, Riders, of_all_devices
 
@@ -84,7 +85,12 @@ def _smooth_softmax(axes, logits, *_):
 
 
 # p_i = e_i / (1 + s)
-_softmax = Pass("softmax", **_forms(_write_softmax), smooth=_smooth_softmax)
+_softmax = Pass(
+    "softmax",
+    **_forms(_write_softmax),
+    native=native.softmax,
+    smooth=_smooth_softmax,
+)
 
 
 def softmax(axes: Axes, logits: Logits) -> Array:
@@ -106,7 +112,10 @@ def _smooth_log_softmax(axes, logits, *_):
 
 # log p_i = d_i - log(1 + s)
 _log_softmax = Pass(
-    "log_softmax", **_forms(_write_log_softmax), smooth=_smooth_log_softmax
+    "log_softmax",
+    **_forms(_write_log_softmax),
+    native=native.log_softmax,
+    smooth=_smooth_log_softmax,
 )
 
 
@@ -136,6 +145,7 @@ def _smooth_softmax_pull(axes, logits, g, _):
 _softmax_pull = Pass(
     "softmax_pull",
     **_forms(_write_softmax_pull, _values),
+    native=native.softmax_pull,
     smooth=_smooth_softmax_pull,
     transpose=lambda axes, logits, t, _: _softmax_pull(axes, logits, t),
 )
@@ -162,6 +172,7 @@ def _smooth_log_softmax_pull(axes, logits, g, _):
 _log_softmax_pull = Pass(
     "log_softmax_pull",
     **_forms(_write_log_softmax_pull, _values),
+    native=native.log_softmax_pull,
     smooth=_smooth_log_softmax_pull,
     transpose=lambda axes, logits, t, _: _log_softmax_push(axes, logits, t),
 )
@@ -198,6 +209,7 @@ _log_softmax_push = Pass(
         _write_log_softmax_push,
         lambda logits, t: Riders(values=_tangent_of_d(logits, t)),
     ),
+    native=native.log_softmax_push,
     smooth=_smooth_log_softmax_push,
     transpose=lambda axes, logits, g, _: _log_softmax_pull(axes, logits, g),
 )
@@ -230,11 +242,13 @@ def _reduce_to_rows(axes, fixed, t):
 _to_classes = Pass(
     "to_classes",
     _write_to_classes,
+    native=native.to_classes,
     transpose=lambda axes, fixed, t, _: _to_rows(axes, fixed, t),
 )
 _to_rows = Pass(
     "to_rows",
     _reduce_to_rows,
+    native=native.to_rows,
     transpose=lambda axes, fixed, linear, _: _to_classes(axes, fixed, linear),
 )
 

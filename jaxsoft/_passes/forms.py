@@ -1,7 +1,8 @@
 """Which form of a pass runs where, by the platform and by static shapes.
 
-A pass has up to three forms (`summary`): "plain", the textbook form; "merged", one
-reduction by the merge; "in_block", the textbook form for rows that stay on the chip.
+A pass has up to four forms: "plain", the textbook form, the maximum first; "merged",
+one reduction by the merge; "in_block", the textbook form for rows that stay on the
+chip; "native", the compiled kernels of a CPU.
 
 Passes over the logits, counted in programs compiled with JAX 0.10.2 for 65536 rows of
 128 classes in float32; in brackets 8192 rows of 32768:
@@ -14,12 +15,19 @@ Passes over the logits, counted in programs compiled with JAX 0.10.2 for 65536 r
            softmax      3.0 (3.0)   3.0 (4.0)   3.0 (4.0)   3.0 (4.0)
            softmax_pull 5.0 (5.0)   4.0 (7.0)   6.0 (8.5)   4.0 (7.0)
 
-log_softmax and its pull are as softmax and its pull. A CPU runs the textbook form: of
-the merge XLA makes a loop over single numbers.
+log_softmax and its pull are as softmax and its pull. A summary that a gradient uses
+too ends the one kernel of a block (8.2 passes for value and gradient of the entropy,
+and 3.1 by the merge). Without kernels a CPU runs the textbook form: of the merge XLA
+makes a loop over single numbers.
 """
+
+import os
+from typing import Any
 
 import jax
 import numpy as np
+
+from jaxsoft._passes import library
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -36,17 +44,23 @@ MOST_BYTES_IN_VECTOR_MEMORY = 32 * 2**20
 # In vector memory a form with two reductions costs no pass more than one with one.
 HELD_BY_A_TPU = ("softmax_pull", "log_softmax_pull", "log_softmax_push")
 
-# The tests lower the form of an accelerator on a CPU, by the platform's name.
-cpu_form = jax.make_user_context("plain")
+# What a CPU runs: "native" or "plain", and in tests the forms of accelerators. JAX's
+# caches know it, and trace anew where it changes.
+cpu_form = jax.make_user_context(
+    "plain" if os.environ.get("JAXSOFT_CPU_KERNELS") == "0" else "native"
+)
 
 
 def on_cpu() -> str:
-    """What a CPU runs: "plain", or the form of the accelerator with this name."""
-    return cpu_form.value
+    """What a CPU runs where it can."""
+    form = cpu_form.value
+    return "plain" if form == "native" and not library.is_loaded() else form
 
 
-def chosen(platform: str | None, name: str, classes: int, x: jax.core.ShapedArray):
+def chosen(platform: str | None, name: str, classes: int, x: Any, of_cpu: str) -> str:
     """The form in which a platform runs the pass on x, with rows of so many classes."""
+    if platform == "cpu":
+        return of_cpu
     if platform in ("cuda", "rocm"):
         return "in_block" if _fills_a_block(name, classes) else "merged"
     if platform == "tpu":
@@ -60,5 +74,7 @@ def _fills_a_block(name: str, classes: int) -> bool:
         return False
     if name == "log_softmax":  # one kernel of all counts above
         return True
+    if name == "summary":  # which a gradient may use too
+        return False
     padded = 2 ** int(np.ceil(np.log2(classes)))
     return classes >= LEAST_FILLED * padded

@@ -32,6 +32,7 @@ class Pass:
         name: the name of the primitive.
         plain: the function in plain JAX.
         merged, in_block: the same in other forms, which `forms` chooses.
+        native: the same by compiled kernels of a CPU; None where they know no way.
         smooth: (axes, fixed, linear, results) -> results, whose derivatives in `fixed`
             are those of the pass. By default those of plain.
         transpose: (axes, fixed, cotangents of the results, types of linear) ->
@@ -45,12 +46,15 @@ class Pass:
         *,
         merged: Form | None = None,
         in_block: Form | None = None,
+        native: Form | None = None,
         smooth: Callable[[Axes, Any, Any, Any], Any] | None = None,
         transpose: Callable[[Axes, Any, Any, Any], Any] | None = None,
     ) -> None:
         self.name = name
         self.plain = plain
         self.forms = {"merged": merged or plain, "in_block": in_block or plain}
+        if native is not None:
+            self.forms["native"] = _or_else(native, plain)
         self.smooth = smooth or (
             lambda axes, fixed, linear, _: plain(axes, fixed, linear)
         )
@@ -120,9 +124,10 @@ class Pass:
         form: str,
     ) -> Any:
         x = context.avals_in[0]
-        platform = form if platform == "cpu" and form in forms.PLATFORMS else platform
         classes = axes.count_here(x.shape)
-        chosen = forms.chosen(platform, self.name, classes, x)
+        chosen = forms.chosen(platform, self.name, classes, x, form)
+        if chosen == "native" and not _lies_whole(context):
+            chosen = "plain"
         flat = self._flat(self.forms.get(chosen, self.plain), axes, tree)
         return mlir.lower_fun(flat, multiple_results=True)(context, *values)
 
@@ -202,6 +207,24 @@ class Pass:
         leaves = [with_batch(i, v, d) for i, (v, d) in enumerate(zip(leaves, dims))]
         results = self.primitive.bind(*leaves, axes=axes, tree=tree, form=form)
         return results, [0] * len(results)
+
+
+def _or_else(native: Form, plain: Form) -> Form:
+    def form(axes: Axes, fixed: Any, linear: Any) -> Any:
+        results = native(axes, fixed, linear)
+        return plain(axes, fixed, linear) if results is None else results
+
+    return form
+
+
+def _lies_whole(context: Any) -> bool:
+    """Whether every array lies on one device, or is the part of it that a device holds
+    inside `jax.shard_map`. XLA gathers what a foreign call is given otherwise."""
+    devices = context.module_context.axis_context
+    if getattr(devices, "num_devices", None) == 1:
+        return True
+    manual, mesh = (getattr(devices, name, None) for name in ("manual_axes", "mesh"))
+    return bool(manual) and mesh is not None and set(manual) == set(mesh.axis_names)
 
 
 def _count_of_fixed(tree: Any) -> int:

@@ -29,6 +29,7 @@ from jaxsoft._core.logits import (
     times,
 )
 from jaxsoft._core.mesh import Axes, device_sum, is_class, row_sum
+from jaxsoft._passes import native
 from jaxsoft._passes.merge import Summary, merge, of_nothing, seen_from
 from jaxsoft._passes.primitive import Pass
 
@@ -59,8 +60,8 @@ class Reduced(NamedTuple):
     """A row in one of the three forms."""
 
     summary: Summary
-    d: Array
-    is_empty: Array  # no logit above -inf
+    d: Array | None
+    is_empty: Array | None  # no logit above -inf
 
 
 def by_merge(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
@@ -267,6 +268,14 @@ def _summary_in(reduce):
     return form
 
 
+def _native_summary(axes, fixed, _):
+    logits, riders = fixed
+    here = native.summary(axes, logits, riders)
+    if here is None:
+        return None
+    return of_all_devices(axes, logits, Reduced(here, None, None)).summary
+
+
 # With m held fixed, and the maximum's own term in s: a derivative sees it too.
 def _smooth(axes, fixed, _, results):
     logits, riders = fixed
@@ -304,6 +313,7 @@ def _smooth_values(z, d, e, v, results, total):
 _summary = Pass(
     "summary",
     **{name: _summary_in(reduce) for name, reduce in FORMS.items()},
+    native=_native_summary,
     smooth=_smooth,
 )
 

@@ -1,0 +1,453 @@
+// The passes over rows of logits. CMake compiles this file for several kinds of
+// processor, with JAXSOFT_RUN the name of its one public function.
+//
+// Rows are cut into tiles, which fit in the cache: the logits are read and converted
+// once, or where a row is longer than a tile once for each of the phases
+//
+//     maximum, the sums about it, what is written for every class.
+//
+// They are cut by their shape alone, and the sums of tiles are added in order: the same
+// bits come out of any number of threads.
+
+#include "rows.h"
+
+#include <vector>
+
+#include "write.h"
+
+namespace jaxsoft {
+namespace {
+
+// Rows of up to so many classes are taken kLanes at a time.
+constexpr int64_t kShortRow = 64;
+constexpr int64_t kTileBytes = 1 << 16;
+// A task has about so many numbers, for what it costs to give it to a thread.
+constexpr int64_t kTaskNumbers = 1 << 15;
+
+template <class A>
+constexpr int64_t kTileNumbers = kTileBytes / int64_t{sizeof(A)};
+
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// One pass over all rows, with sums in A.
+template <class A, bool kTempered>
+class Run {
+ public:
+  explicit Run(const Job& job)
+      : job_(job),
+        shape_(job.shape),
+        long_rows_(shape_.inner == 1 && shape_.classes > kShortRow),
+        rows_per_group_(long_rows_ ? 1 : kLanes<A>),
+        classes_per_tile_(long_rows_ ? kTileNumbers<A> : kTileNumbers<A> / kLanes<A>),
+        groups_(divided_up(shape_.rows(), rows_per_group_)),
+        tiles_(divided_up(shape_.classes, classes_per_tile_)) {
+    result_.data = job.classes_out;
+    result_.number = job.classes_out_number;
+    result_.class_stride = job.x.class_stride;
+    result_.inner_stride = job.x.inner_stride;
+    result_.groups = 1;
+    result_.group_size[0] = shape_.outer;
+    result_.group_stride[0] = shape_.classes * shape_.inner;
+  }
+
+  void all(Workers& workers) const {
+    constexpr int64_t kFewGroups = 32;
+    if (tiles_ > 1 && groups_ < kFewGroups) {
+      all_in_phases(workers);
+    } else {
+      all_by_groups(workers);
+    }
+  }
+
+ private:
+  struct Memory {
+    alignas(64) A z[kTileNumbers<A>];  // logits, then results
+    alignas(64) A v[kTileNumbers<A>];  // values
+  };
+
+  // Every task has some groups of rows, and all phases of them.
+  void all_by_groups(Workers& workers) const {
+    int64_t numbers = std::max<int64_t>(1, rows_per_group_ * shape_.classes);
+    int64_t per_task = std::max<int64_t>(1, kTaskNumbers / numbers);
+    for_each(workers, divided_up(groups_, per_task), [&](int64_t task) {
+      Memory memory;
+      int64_t end = std::min(groups_, (task + 1) * per_task);
+      for (int64_t group = task * per_task; group < end; ++group)
+        tiles_ == 1 ? whole(group, memory) : in_parts(group, memory);
+    });
+  }
+
+  // A group whose rows are one tile, which stays in the cache.
+  void whole(int64_t group, Memory& memory) const {
+    Tile tile = tile_of(group, 0);
+    Rows<A> rows;
+    prepare(tile, rows);
+    load_logits(tile, rows, memory);
+    if (!job_.m) find_maximum(tile, memory.z, rows);
+    center(rows);
+    if (rows.any_infinite) replace_infinite(tile, rows, memory.z);
+    add_up_all<true>(tile, memory, rows);
+    Factors<A> factors;
+    finish(tile, rows, factors);
+    if (job_.classes_out) write(tile, rows, factors, memory);
+  }
+
+  void in_parts(int64_t group, Memory& memory) const {
+    Rows<A> rows;
+    prepare(tile_of(group, 0), rows);
+    for (int64_t i = 0; i < tiles_ && !job_.m; ++i)
+      maximum_of_part(tile_of(group, i), memory, rows);
+    center(rows);
+    clear_sums(rows);
+    for (int64_t i = 0; i < tiles_; ++i) {
+      Rows<A> part = rows;
+      sums_of_part(tile_of(group, i), memory, part);
+      add_sums(part, rows);
+    }
+    Factors<A> factors;
+    finish(tile_of(group, 0), rows, factors);
+    for (int64_t i = 0; i < tiles_ && job_.classes_out; ++i)
+      write_part(tile_of(group, i), rows, factors, memory);
+  }
+
+  // Every task has one tile, of few long rows.
+  void all_in_phases(Workers& workers) const {
+    std::vector<Rows<A>> rows(groups_), parts(groups_ * tiles_);
+    std::vector<Factors<A>> factors(groups_);
+    for (int64_t g = 0; g < groups_; ++g) {
+      prepare(tile_of(g, 0), rows[g]);
+      clear_sums(rows[g]);
+    }
+    if (!job_.m) {
+      for_each_tile(workers, [&](int64_t g, int64_t i, Memory& memory) {
+        Rows<A>& part = parts[g * tiles_ + i] = rows[g];
+        maximum_of_part(tile_of(g, i), memory, part);
+      });
+      for (int64_t i = 0; i < groups_ * tiles_; ++i)
+        for (int lane = 0; lane < kLanes<A>; ++lane)
+          rows[i / tiles_].top[lane] =
+              std::max(rows[i / tiles_].top[lane], parts[i].top[lane]);
+    }
+    for (Rows<A>& row : rows) center(row);
+    for_each_tile(workers, [&](int64_t g, int64_t i, Memory& memory) {
+      Rows<A>& part = parts[g * tiles_ + i] = rows[g];
+      sums_of_part(tile_of(g, i), memory, part);
+    });
+    for (int64_t i = 0; i < groups_ * tiles_; ++i) add_sums(parts[i], rows[i / tiles_]);
+    for (int64_t g = 0; g < groups_; ++g) finish(tile_of(g, 0), rows[g], factors[g]);
+    if (!job_.classes_out) return;
+    for_each_tile(workers, [&](int64_t g, int64_t i, Memory& memory) {
+      write_part(tile_of(g, i), rows[g], factors[g], memory);
+    });
+  }
+
+  template <class F>
+  static void for_each(Workers& workers, int64_t tasks, F f) {
+    auto call = [](void* f, int64_t task) { (*static_cast<F*>(f))(task); };
+    workers.run(tasks, call, &f);
+  }
+
+  template <class F>
+  void for_each_tile(Workers& workers, F f) const {
+    for_each(workers, groups_ * tiles_, [&](int64_t task) {
+      Memory memory;
+      f(task / tiles_, task % tiles_, memory);
+    });
+  }
+
+  Tile tile_of(int64_t group, int64_t i) const {
+    Tile tile;
+    tile.is_long_row = long_rows_;
+    tile.first_row = group * rows_per_group_;
+    tile.rows = static_cast<int>(
+        std::min<int64_t>(rows_per_group_, shape_.rows() - tile.first_row));
+    tile.first_class = i * classes_per_tile_;
+    tile.classes = std::min(classes_per_tile_, shape_.classes - tile.first_class);
+    tile.steps = long_rows_ ? divided_up(tile.classes, kLanes<A>) : tile.classes;
+    return tile;
+  }
+
+  A number_of(const Array& array, int64_t row) const {
+    return static_cast<const A*>(array.data)[offset_of(array, row, shape_)];
+  }
+
+  int64_t label_of(int64_t row) const {
+    return static_cast<const int32_t*>(
+        job_.labels.data)[offset_of(job_.labels, row, shape_)];
+  }
+
+  bool has_class(const Tile& tile, int64_t label) const {
+    return label >= tile.first_class && label < tile.first_class + tile.classes;
+  }
+
+  // Where a tile has this class of a row.
+  static int64_t index_of(const Tile& tile, int64_t label, int lane) {
+    int64_t c = label - tile.first_class;
+    return tile.is_long_row ? c : c * kLanes<A> + lane;
+  }
+
+  // The temperatures and, where they are given, the maxima.
+  void prepare(const Tile& tile, Rows<A>& rows) const {
+    constexpr int kN = kLanes<A>;
+    std::fill_n(rows.top, kN, -kInfinity<A>);
+    for (int lane = 0; lane < kN && (kTempered || job_.m); ++lane) {
+      int64_t row = tile.first_row + std::min(lane, tile.rows - 1);
+      if constexpr (kTempered)
+        set_temperature(rows, lane, number_of(job_.temperature, row));
+      if (job_.m) rows.top[lane] = number_of(job_.m, row);
+    }
+  }
+
+  void load_logits(const Tile& tile, const Rows<A>& rows, Memory& memory) const {
+    A* z = memory.z;
+    if (!tile.is_long_row) pad(tile, z, A{0});
+    load_tile(job_.x, shape_, tile, z);
+    if constexpr (kTempered) {
+      write_all<A>(tile, z, [&](int lane) {
+        Vector<A> sign = load<Vector<A>>(rows.sign + lane);
+        return [=](int64_t at) { return load<Vector<A>>(z + at) * sign; };
+      });
+    }
+    if (job_.where) mask_tile(job_.where, shape_, tile, z, -kInfinity<A>);
+    if (tile.is_long_row) pad(tile, z, -kInfinity<A>);
+  }
+
+  // Masked classes have the value 0; those of a tangent are that of d.
+  void load_values(const Array& array, const Tile& tile, const Rows<A>& rows,
+                   Memory& memory) const {
+    A* v = memory.v;
+    pad(tile, v, A{0});
+    load_tile(array, shape_, tile, v);
+    if (kTempered && job_.pass == Pass::kLogSoftmaxPush)
+      scale_all(tile, rows.per_tau, v);
+    if (kTempered && job_.pass == Pass::kToRows) scale_all(tile, rows.sign, v);
+    bool is_masked = job_.where && job_.pass != Pass::kSummary;
+    if (is_masked) mask_tile(job_.where, shape_, tile, v, A{0});
+  }
+
+  static void scale_all(const Tile& tile, const A* factor, A* numbers) {
+    write_all<A>(tile, numbers, [&](int lane) {
+      Vector<A> here = load<Vector<A>>(factor + lane);
+      return [=](int64_t at) { return load<Vector<A>>(numbers + at) * here; };
+    });
+  }
+
+  void maximum_of_part(const Tile& tile, Memory& memory, Rows<A>& rows) const {
+    load_logits(tile, rows, memory);
+    find_maximum(tile, memory.z, rows);
+  }
+
+  void sums_of_part(const Tile& tile, Memory& memory, Rows<A>& rows) const {
+    load_centered(tile, rows, memory);
+    add_up_all<false>(tile, memory, rows);
+  }
+
+  void write_part(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
+                  Memory& memory) const {
+    load_centered(tile, rows, memory);
+    if (job_.values) load_values(job_.values, tile, rows, memory);
+    if (is_of_e()) write_exponentials<A, kTempered>(tile, rows, memory.z);
+    write(tile, rows, factors, memory);
+  }
+
+  void load_centered(const Tile& tile, const Rows<A>& rows, Memory& memory) const {
+    load_logits(tile, rows, memory);
+    if (rows.any_infinite) replace_infinite(tile, rows, memory.z);
+  }
+
+  // Whether what is written is made of e. Then e stays in a tile that is whole.
+  bool is_of_e() const {
+    return job_.pass == Pass::kSoftmax || job_.pass == Pass::kSoftmaxPull ||
+           job_.pass == Pass::kLogSoftmaxPull;
+  }
+
+  template <bool kWhole>
+  void add_up_all(const Tile& tile, Memory& memory, Rows<A>& rows) const {
+    A *z = memory.z, *v = memory.v;
+    for (int i = 0; i < job_.coefficient_count; ++i) {
+      load_values(job_.coefficients[i], tile, rows, memory);
+      sum_coefficient(tile, z, v, i, rows);
+    }
+    if (job_.with_e_d) sum_e_d<A, kTempered>(tile, z, rows);
+    if (job_.values) load_values(job_.values, tile, rows, memory);
+    bool stays = kWhole && is_of_e();
+    if (job_.pass == Pass::kToClasses) return;
+    if (job_.pass == Pass::kToRows) {
+      if (job_.labels) take_label_values(tile, v, rows);
+      sum_weighted<A, kTempered>(tile, z, v, rows);
+    } else if (job_.values) {
+      stays ? sum_tail_and_values<A, kTempered, true>(tile, z, v, rows)
+            : sum_tail_and_values<A, kTempered, false>(tile, z, v, rows);
+    } else {
+      stays ? sum_tail<A, kTempered, true>(tile, z, rows)
+            : sum_tail<A, kTempered, false>(tile, z, rows);
+    }
+  }
+
+  // The value at the label, which leaves the tile.
+  void take_label_values(const Tile& tile, A* v, Rows<A>& rows) const {
+    for (int lane = 0; lane < tile.rows; ++lane) {
+      int64_t label = label_of(tile.first_row + lane);
+      rows.sums[kAtLabel][lane] = 0;
+      if (!has_class(tile, label)) continue;
+      A& value = v[index_of(tile, label, lane)];
+      rows.sums[kAtLabel][lane] = double{value};
+      value = 0;
+    }
+  }
+
+  void finish(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) const {
+    switch (job_.pass) {
+      case Pass::kSoftmax:
+        return set_inverse(tile, rows, factors);
+      case Pass::kLogSoftmax:
+        return set_log_total(tile, rows, factors);
+      case Pass::kSoftmaxPull:
+      case Pass::kLogSoftmaxPull:
+      case Pass::kLogSoftmaxPush:
+        return set_about_values(tile, rows, factors);
+      case Pass::kToClasses:
+        for (int lane = 0; lane < tile.rows; ++lane) {
+          A sign = kTempered ? rows.sign[lane] : A{1};
+          factors.scale[lane] = sign * number_of(job_.scale, tile.first_row + lane);
+        }
+        return spread(tile, factors.scale);
+      case Pass::kToRows:
+        put(job_.to_rows_out, tile, sum_named(rows, kWeighted));
+        return put(job_.at_label_out, tile, sum_named(rows, kAtLabel));
+      case Pass::kSummary:
+        return write_summary(tile, rows);
+    }
+  }
+
+  // A number for every row of a tile.
+  template <class F>
+  static void put(void* out, const Tile& tile, F number) {
+    if (!out) return;
+    A* first = static_cast<A*>(out) + tile.first_row;
+    for (int lane = 0; lane < tile.rows; ++lane)
+      first[lane] = static_cast<A>(number(lane));
+  }
+
+  static auto sum_named(const Rows<A>& rows, int name) {
+    return [&rows, name](int lane) { return rows.sums[name][lane]; };
+  }
+
+  void write_summary(const Tile& tile, const Rows<A>& rows) const {
+    auto tail = [&](int lane) { return tail_of(rows, lane); };
+    auto top = [&](int lane) {
+      double s = tail(lane);
+      return s == s ? double{rows.top[lane]} : s;
+    };
+    put(job_.m_out, tile, top);
+    put(job_.s_out, tile, tail);
+    put(job_.e_d_out, tile, sum_named(rows, kEd));
+    for (int i = 0; i < job_.coefficient_count; ++i) {
+      put(job_.total_out[i], tile, sum_named(rows, kCoefficient + 2 * i));
+      put(job_.below_out[i], tile, sum_named(rows, kCoefficient + 2 * i + 1));
+    }
+    put(job_.logit_out, tile,
+        [&](int lane) { return logit_of_label(rows, tile.first_row + lane, lane); });
+    auto about = [&](int lane) { return about_value(rows, lane); };
+    put(job_.value_out, tile, [&](int lane) { return about(lane).value; });
+    put(job_.deviation_out, tile, [&](int lane) { return about(lane).deviation; });
+    put(job_.others_out, tile, [&](int lane) { return about(lane).others; });
+  }
+
+  // z at the label, 0 if there is none.
+  A logit_of_label(const Rows<A>& rows, int64_t row, int lane) const {
+    int64_t label = label_of(row);
+    if (label < 0 || label >= shape_.classes) return 0;
+    if (job_.where) {
+      int64_t at = offset_of(job_.where, row, shape_) + label * job_.where.class_stride;
+      if (!static_cast<const uint8_t*>(job_.where.data)[at]) return -kInfinity<A>;
+    }
+    int64_t at = offset_of(job_.x, row, shape_) + label * job_.x.class_stride;
+    A z = 0;
+    with_type<A>(job_.x.number, const_cast<void*>(job_.x.data),
+                 [&](auto* x) { z = load_number<A>(x + at); });
+    return kTempered ? z * rows.sign[lane] : z;
+  }
+
+  void write(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
+             Memory& memory) const {
+    A* z = memory.z;
+    const A* v = memory.v;
+    switch (job_.pass) {
+      case Pass::kSoftmax:
+        write_softmax(tile, factors, z);
+        break;
+      case Pass::kLogSoftmax:
+        write_log_softmax<A, kTempered>(tile, rows, factors, z);
+        break;
+      case Pass::kSoftmaxPull:
+        write_softmax_pull<A, kTempered>(tile, rows, factors, v, z);
+        break;
+      case Pass::kLogSoftmaxPull:
+        write_log_softmax_pull<A, kTempered>(tile, rows, factors, v, z);
+        break;
+      case Pass::kLogSoftmaxPush:
+        write_log_softmax_push(tile, factors, v, z);
+        break;
+      case Pass::kToClasses:
+        write_to_classes<A, kTempered>(tile, rows, factors, z);
+        if (job_.labels) write_labels(tile, rows, z);
+        break;
+      default:
+        break;
+    }
+    bool is_derivative = job_.pass != Pass::kSoftmax && job_.pass != Pass::kLogSoftmax;
+    if (is_derivative) {
+      clamp_all(tile, largest(), z);
+      if (job_.where) mask_tile(job_.where, shape_, tile, z, A{0});
+    }
+    store_tile(z, shape_, tile, result_);
+  }
+
+  // The largest number of the dtype of the results.
+  A largest() const {
+    if (job_.classes_out_number == Number::kHalf) return A{65504};
+    if (job_.classes_out_number == Number::kBfloat16) return A(0x1.fep127);
+    return std::numeric_limits<A>::max();
+  }
+
+  void write_labels(const Tile& tile, const Rows<A>& rows, A* dz) const {
+    for (int lane = 0; lane < tile.rows; ++lane) {
+      int64_t row = tile.first_row + lane;
+      int64_t label = label_of(row);
+      if (!has_class(tile, label)) continue;
+      A sign = kTempered ? rows.sign[lane] : A{1};
+      dz[index_of(tile, label, lane)] = sign * number_of(job_.at_label, row);
+    }
+  }
+
+  const Job& job_;
+  const Shape shape_;
+  const bool long_rows_;
+  const int64_t rows_per_group_;
+  const int64_t classes_per_tile_;
+  const int64_t groups_;
+  const int64_t tiles_;
+  Array result_;
+};
+
+template <class A>
+void run_in(const Job& job, Workers& workers) {
+  if (job.temperature) {
+    Run<A, true>(job).all(workers);
+  } else {
+    Run<A, false>(job).all(workers);
+  }
+}
+
+}  // namespace
+
+void JAXSOFT_RUN(const Job& job, Workers& workers) {
+  if (job.in_double) {
+    run_in<double>(job, workers);
+  } else {
+    run_in<float>(job, workers);
+  }
+}
+
+}  // namespace jaxsoft

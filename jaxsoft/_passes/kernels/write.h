@@ -1,0 +1,249 @@
+// What a pass writes for every class, from the sums of its row.
+#pragma once
+
+#include "sums.h"
+
+namespace jaxsoft {
+namespace {
+
+// The tail of a row, 0 if none of its logits is above -inf.
+template <class A>
+double tail_of(const Rows<A>& rows, int lane) {
+  double tail = rows.sums[kTail][lane] + (rows.sums[kTies][lane] - 1);
+  return tail == -1 ? 0 : tail;
+}
+
+template <class A>
+bool is_empty(const Rows<A>& rows, int lane) {
+  return rows.sums[kTies][lane] == 0 && rows.sums[kTail][lane] == 0;
+}
+
+// The values of a row about that of its maximum where the row is sure of it (no other
+// class has half the probability), else about 0.
+struct AboutValue {
+  bool is_sure;
+  double value;
+  double deviation;  // sum of e (v - value)
+  double others;     // sum of v, but for the class with this value
+};
+
+template <class A>
+AboutValue about_value(const Rows<A>& rows, int lane) {
+  auto sum = [&](int name) { return rows.sums[name][lane]; };
+  if (!(tail_of(rows, lane) < 0.5))
+    return {false, 0, sum(kWeighted) + sum(kTopValues), sum(kOthers) + sum(kTopValues)};
+  double value = sum(kTopValues);
+  double about = value == 0 ? 0 : value * sum(kTail);
+  return {true, value, sum(kWeighted) - about, sum(kOthers)};
+}
+
+// log(1 + s) of s >= 0.
+inline double log1p_for(double, double s) { return std::log1p(s); }
+
+// For float, within 2^-30, and without a branch: a loop of it is one of vectors.
+inline double log1p_for(float, double s) {
+  constexpr int64_t kRootOfHalf = 0x3fe6a09e667f3bcd;
+  constexpr int64_t kBitsOf2To52 = 0x4330000000000000;
+  // 1 + s = mantissa 2^exponent, with a mantissa in [sqrt(1/2), sqrt(2)).
+  int64_t bits = bits_of<int64_t>(1 + s);
+  int64_t field = (bits - kRootOfHalf + (int64_t{1023} << 52)) >> 52;
+  double mantissa = bits_of<double>(bits - ((field - 1023) << 52));
+  double exponent = bits_of<double>(field | kBitsOf2To52) - (0x1p52 + 1023);
+  double y = (mantissa - 1) / (mantissa + 1);
+  double y2 = y * y;
+  double series = 1.0 / 11;
+  for (double odd : {9.0, 7.0, 5.0, 3.0}) series = series * y2 + 1 / odd;
+  double log = exponent * 0x1.62e42fefa39efp-1 + 2 * (y + y * y2 * series);
+  double log_of_small = s - s * s * (0.5 - s * (1.0 / 3));
+  return s < 1e-4 ? log_of_small : s - s == 0 ? log : s;
+}
+
+// By lane, what the loops that write ask for.
+template <class A>
+struct Factors {
+  static constexpr int kN = kLanes<A>;
+
+  alignas(64) A inverse[kN];    // 1/(1 + s)
+  alignas(64) A log_total[kN];  // log(1 + s)
+  alignas(64) A s[kN];
+  alignas(64) A value[kN];
+  alignas(64) A mean[kN];  // of v - value under p
+  alignas(64) A others[kN];
+  alignas(64) A is_sure[kN];  // 1 or 0
+  alignas(64) A is_zero[kN];  // 1 where the row of results is 0, or 0
+  alignas(64) A scale[kN];    // of the pass to_classes
+};
+
+template <class A>
+void spread(const Tile& tile, A* lanes) {
+  if (tile.is_long_row) std::fill_n(lanes + 1, kLanes<A> - 1, lanes[0]);
+}
+
+template <class A>
+void set_inverse(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
+  for (int lane = 0; lane < kLanes<A>; ++lane)
+    factors.inverse[lane] = static_cast<A>(1 / (1 + tail_of(rows, lane)));
+  spread(tile, factors.inverse);
+}
+
+template <class A>
+void set_log_total(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
+  int lanes = tile.is_long_row ? 1 : kLanes<A>;
+  for (int lane = 0; lane < lanes; ++lane)
+    factors.log_total[lane] = static_cast<A>(log1p_for(A{}, tail_of(rows, lane)));
+  spread(tile, factors.log_total);
+}
+
+// A row whose values are all 0 has the results 0, whatever its logits.
+template <class A>
+void set_about_values(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
+  set_inverse(tile, rows, factors);
+  for (int lane = 0; lane < tile.rows; ++lane) {
+    double s = tail_of(rows, lane);
+    AboutValue about = about_value(rows, lane);
+    factors.s[lane] = static_cast<A>(s);
+    factors.value[lane] = static_cast<A>(about.value);
+    factors.mean[lane] = static_cast<A>(about.deviation / (1 + s));
+    factors.others[lane] = static_cast<A>(about.others);
+    factors.is_sure[lane] = about.is_sure;
+    factors.is_zero[lane] = is_empty(rows, lane) || rows.sums[kSizes][lane] == 0;
+  }
+  for (A* lanes : {factors.s, factors.value, factors.mean, factors.others,
+                   factors.is_sure, factors.is_zero})
+    spread(tile, lanes);
+}
+
+// write(offset) in place of every vector of numbers; make_write(lane) gives it.
+template <class A, class Write>
+void write_all(const Tile& tile, A* numbers, Write make_write) {
+  for (int lane = 0; lane < kLanes<A>; lane += kWidth<A>) {
+    auto write = make_write(lane);
+    for (int64_t step = 0; step < tile.steps; ++step) {
+      int64_t at = step * kLanes<A> + lane;
+      store(numbers + at, write(at));
+    }
+  }
+}
+
+// e in place of the logits.
+template <class A, bool kTempered>
+void write_exponentials(const Tile& tile, const Rows<A>& rows, A* z) {
+  using V = Vector<A>;
+  write_all<A>(tile, z, [&](int lane) {
+    Shift<A, kTempered> shift(rows, lane);
+    return [=](int64_t at) {
+      V here = load<V>(z + at);
+      return here == shift.m() ? splat(A{1}) : exponential<A>(shift(here));
+    };
+  });
+}
+
+// p = e/(1 + s), of e.
+template <class A>
+void write_softmax(const Tile& tile, const Factors<A>& factors, A* e) {
+  write_all<A>(tile, e, [&](int lane) {
+    Vector<A> inverse = load<Vector<A>>(factors.inverse + lane);
+    return [=](int64_t at) { return load<Vector<A>>(e + at) * inverse; };
+  });
+}
+
+// log p = d - log(1 + s), of z.
+template <class A, bool kTempered>
+void write_log_softmax(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
+                       A* z) {
+  using V = Vector<A>;
+  write_all<A>(tile, z, [&](int lane) {
+    Shift<A, kTempered> shift(rows, lane);
+    V log_total = load<V>(factors.log_total + lane);
+    return [=](int64_t at) {
+      V here = load<V>(z + at);
+      V d = here == shift.m() ? V{} : shift(here).high;
+      return d - log_total;
+    };
+  });
+}
+
+// dz_i = p_i ((v_i - value) - mean)/tau, of e.
+template <class A, bool kTempered>
+void write_softmax_pull(const Tile& tile, const Rows<A>& rows,
+                        const Factors<A>& factors, const A* v, A* e) {
+  using V = Vector<A>;
+  write_all<A>(tile, e, [&](int lane) {
+    V inverse = load<V>(factors.inverse + lane), mean = load<V>(factors.mean + lane);
+    V value = load<V>(factors.value + lane);
+    V per_tau = kTempered ? load<V>(rows.per_tau + lane) : V{};
+    auto is_zero = load<V>(factors.is_zero + lane) != A{0};
+    return [=](int64_t at) {
+      V deviation = (load<V>(v + at) - value) - mean;
+      V dz = deviation * load<V>(e + at) * inverse;
+      if (kTempered) dz *= per_tau;
+      return is_zero | (deviation == A{0}) ? V{} : dz;
+    };
+  });
+}
+
+// dz_i = (v_i (s + (1 - e_i)) - e_i V_i)/((1 + s) tau), of e, where V_i is the sum of v
+// over all classes but i.
+template <class A, bool kTempered>
+void write_log_softmax_pull(const Tile& tile, const Rows<A>& rows,
+                            const Factors<A>& factors, const A* v, A* e) {
+  using V = Vector<A>;
+  write_all<A>(tile, e, [&](int lane) {
+    V inverse = load<V>(factors.inverse + lane), s = load<V>(factors.s + lane);
+    V value = load<V>(factors.value + lane), others = load<V>(factors.others + lane);
+    V per_tau = kTempered ? load<V>(rows.per_tau + lane) : V{};
+    auto is_zero = load<V>(factors.is_zero + lane) != A{0};
+    auto is_sure = load<V>(factors.is_sure + lane) != A{0};
+    return [=](int64_t at) {
+      V here = load<V>(e + at), own = load<V>(v + at);
+      // The e of a sure row is 1 at the maximum alone.
+      V rest = is_sure & (here == A{1}) ? others : others + (value - own);
+      V from_own = own == A{0} ? V{} : own * (s + (A{1} - here));
+      V from_rest = here == A{0} ? V{} : rest * here;
+      V dz = (from_own - from_rest) * inverse;
+      if (kTempered) dz *= per_tau;
+      return is_zero ? V{} : dz;
+    };
+  });
+}
+
+// (v_i - value) - mean, where v = dd.
+template <class A>
+void write_log_softmax_push(const Tile& tile, const Factors<A>& factors, const A* v,
+                            A* z) {
+  using V = Vector<A>;
+  write_all<A>(tile, z, [&](int lane) {
+    V value = load<V>(factors.value + lane), mean = load<V>(factors.mean + lane);
+    auto is_zero = load<V>(factors.is_zero + lane) != A{0};
+    return [=](int64_t at) {
+      V tangent = (load<V>(v + at) - value) - mean;
+      return is_zero ? V{} : tangent;
+    };
+  });
+}
+
+// dz = scale e, about a maximum that was given; with the sign of tau.
+template <class A, bool kTempered>
+void write_to_classes(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
+                      A* z) {
+  using V = Vector<A>;
+  write_all<A>(tile, z, [&](int lane) {
+    Shift<A, kTempered> shift(rows, lane);
+    V scale = load<V>(factors.scale + lane);
+    return [=](int64_t at) {
+      V dz = scale * exponential<A>(shift(load<V>(z + at)));
+      return scale == A{0} ? V{} : dz;
+    };
+  });
+}
+
+// Stopped at the largest number of the dtype of the results. NaN stays.
+template <class A>
+void clamp_all(const Tile& tile, A limit, A* numbers) {
+  write_all<A>(tile, numbers, [&](int) {
+    return [=](int64_t at) { return clamped(load<Vector<A>>(numbers + at), limit); };
+  });
+}
+
+}  // namespace
+}  // namespace jaxsoft

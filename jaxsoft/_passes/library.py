@@ -1,0 +1,82 @@
+"""The library of compiled kernels: found, compared with jaxlib, and registered."""
+
+import ctypes
+import functools
+import re
+import warnings
+from pathlib import Path
+
+import jax
+
+NAMES = (
+    "softmax",
+    "log_softmax",
+    "softmax_pull",
+    "log_softmax_pull",
+    "log_softmax_push",
+    "to_classes",
+    "to_rows",
+    "summary",
+)
+
+
+@functools.cache
+def is_loaded() -> bool:
+    """Whether the kernels can be called; the first time, they are loaded.
+
+    Without them everything runs in plain JAX. Where the file is not there, for want of
+    a compiler, that is all; where it is there and of no use, a warning says so.
+    """
+    path = library_path()
+    if path is None:
+        return False
+    try:
+        _register(path)
+    except (OSError, AttributeError, RuntimeError, ValueError) as error:
+        warnings.warn(
+            f"jaxsoft: the compiled CPU kernels in {path} are not used: {error}. Plain "
+            "JAX runs in their place. To build them for this machine: pip install "
+            "--force-reinstall --no-binary jaxsoft jaxsoft; to do without them and "
+            "this warning: JAXSOFT_CPU_KERNELS=0",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def library_path() -> Path | None:
+    """Beside this file; of an editable installation, where the build puts it."""
+    for folder in __import__("jaxsoft._passes").__path__:
+        path = Path(folder) / "_passes" / "jaxsoft_kernels.so"
+        if path.exists():
+            return path
+    return None
+
+
+def _register(path: Path) -> None:
+    library = ctypes.CDLL(str(path))
+    # JAX registers a library of newer headers without a word, and then raises in every
+    # call, of other functions too. So the versions come first.
+    ours, theirs = library.jaxsoft_ffi_version(), _version_of_jaxlib()
+    if ours // 1000 != theirs // 1000 or ours > theirs:
+        raise RuntimeError(
+            f"they were built for version {ours} of XLA's foreign calls, and jaxlib "
+            f"has version {theirs}"
+        )
+    handlers = {name: getattr(library, f"jaxsoft_{name}") for name in NAMES}
+    for name, handler in handlers.items():
+        capsule = jax.ffi.pycapsule(handler)
+        jax.ffi.register_ffi_target(f"jaxsoft_{name}", capsule, platform="cpu")
+
+
+def _version_of_jaxlib() -> int:
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    text = header.read_text()
+    major, minor = (
+        re.search(rf"#define XLA_FFI_API_{part} (\d+)", text)
+        for part in ("MAJOR", "MINOR")
+    )
+    if major is None or minor is None:
+        raise RuntimeError(f"{header} does not say which version jaxlib has")
+    return 1000 * int(major[1]) + int(minor[1])
