@@ -1,6 +1,5 @@
 """kl_divergence beyond the laws: small divergences, infinities, its relatives."""
 
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -20,8 +20,6 @@ from laws import (
 
 import jaxsoft
 from evidence.points import SIZES, adversarial_rows, best_and_other
-from jaxsoft._core.exp import LOWEST, exp_of_difference_on_cpu, exp_of_sum_on_cpu
-from jaxsoft._core.numerics import exp_shifted
 
 # The worst entries lie far below the maximum, where a shift of up to 128 has a rounding
 # that exp turns into 64 ulp; and there are a few roundings more. Most results get that
@@ -237,72 +235,6 @@ def assert_rounded_once(actual, wide, what):
         f"{what}: at {first} {actual[first]} is not in [{low[first]}, {high[first]}], "
         f"where {wide[first]} is rounded; {np.sum(bad)} of {bad.size} entries"
     )
-
-
-def test_the_exponential_of_a_sum(rng, record_property):
-    """A CPU's own exponential: digits, ends, NaN, and a derivative."""
-    d = -rng.uniform(0, -LOWEST, 200_000).astype(np.float32)
-    r = (rng.uniform(-0.5, 0.5, d.shape) * np.spacing(-d)).astype(np.float32)
-    exact = np.exp(d.astype(np.float64) + r)
-    exp = as_users_have_it(exp_of_sum_on_cpu)
-    errors = np.abs(np.float64(exp(d, r)) - exact) / np.spacing(
-        exact.astype(np.float32)
-    )
-    normal = exact > 2 * np.finfo(np.float32).tiny
-    record_property("exp", f"worst {np.max(errors[normal]):.2f} ulp")
-    assert np.max(errors[normal]) < 1
-    ends = jnp.array([0, LOWEST - 1e-3, -1e3, -3e38, -jnp.inf, jnp.nan], jnp.float32)
-    np.testing.assert_array_equal(
-        exp(ends, jnp.zeros_like(ends)), [1, 0, 0, 0, 0, jnp.nan]
-    )
-    slope = as_users_have_it(jax.vmap(jax.grad(exp_of_sum_on_cpu)))(d, r)
-    large = exact > 1e-30  # what it is made of is normal too
-    np.testing.assert_allclose(slope[large], exact[large], rtol=4e-6)
-    assert jax.grad(exp_of_sum_on_cpu)(-jnp.inf, jnp.nan) == 0
-
-
-# That of a CPU's passes, and that of all else, which has XLA's exp.
-EXPONENTIALS = {
-    "on a CPU": (exp_of_difference_on_cpu, 1),
-    "elsewhere": (lambda z, m: exp_shifted(z, m, None), 4),
-}
-
-
-@pytest.mark.parametrize("which", EXPONENTIALS)
-@pytest.mark.parametrize("m", [0.0, 1e-30, 0.3, -7.1, 70.7, 1023.9, -1025.3, 3e4, 1e7])
-def test_the_exponential_of_a_difference(m, which, rng, record_property):
-    function, bound = EXPONENTIALS[which]
-    m = np.float32(m)
-    z = np.float32(m - rng.uniform(0, 85, 200_000) * rng.uniform(size=200_000))
-    z = np.minimum(z, m)
-    exact = np.exp(z.astype(np.float64) - m)
-    exp = as_users_have_it(function)
-    unit = np.spacing(exact.astype(np.float32))
-    errors = np.abs(np.float64(exp(z, m)) - exact) / unit
-    record_property("exp", f"worst {np.max(errors):.2f} ulp")
-    assert np.max(errors) < bound
-    # XLA does other things to a constant.
-    of_constant = as_users_have_it(lambda z: function(z, jnp.asarray(m)))(z)
-    np.testing.assert_allclose(of_constant, exact, rtol=bound * 2**-23)
-    assert exp(m, m) == 1
-    far = jnp.array([m - 110 - abs(m), -3.4e38, -jnp.inf, jnp.nan], jnp.float32)
-    np.testing.assert_array_equal(exp(far, m), [0, 0, 0, jnp.nan])
-    slope = as_users_have_it(jax.vmap(jax.grad(function), (0, None)))(z, m)
-    large = exact > 1e-30  # what it is made of is normal too
-    np.testing.assert_allclose(slope[large], exact[large], rtol=4e-6)
-
-
-@pytest.mark.parametrize("which", EXPONENTIALS)
-def test_the_exponential_at_infinity(which):
-    z = jnp.array([jnp.inf, 3.4028235e38, 0, -jnp.inf, jnp.nan], jnp.float32)
-    exp = as_users_have_it(EXPONENTIALS[which][0])
-    for m, expected in (
-        (jnp.inf, [1, 0, 0, 0, jnp.nan]),
-        (3.4028235e38, [1, 1, 0, 0, jnp.nan]),
-    ):
-        np.testing.assert_array_equal(exp(z, jnp.float32(m)), expected)
-    assert exp(-jnp.inf, -jnp.inf) == 0
-    assert jnp.isnan(exp(0.0, jnp.nan))
 
 
 def test_more_classes_than_float16_can_count():

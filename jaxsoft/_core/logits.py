@@ -185,7 +185,8 @@ def log_softmax_cotangent(
     at_maximum = is_maximum(d, s) & (s < 0.5)
     e = override_primal(1, at_maximum, jnp.exp(d))
     others = jnp.where(at_maximum, others, others + (value - g))
-    return (multiply(g, s + (1 - e)) - multiply(others, e)) / (1 + s)
+    dz = multiply(g, s + (1 - e)) - multiply(others, e)
+    return multiply(dz, 1 / (1 + s))
 
 
 @jax.custom_jvp

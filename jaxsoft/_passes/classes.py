@@ -129,9 +129,10 @@ def log_softmax(axes: Axes, logits: Logits) -> Array:
 #            = p_i ((g_i - v) - sum_j p_j (g_j - v))
 # where nothing cancels when the model is sure: the sum is one over the others.
 def _write_softmax_pull(logits, g, row):
-    total, summary = 1 + row.summary.s, row.summary
-    deviation = (_given(logits, g) - summary.value) - summary.deviation / total
-    dz = times(deviation, jnp.exp(row.d)) / total
+    summary, per_total = row.summary, 1 / (1 + row.summary.s)
+    mean = times(summary.deviation, per_total)
+    deviation = (_given(logits, g) - summary.value) - mean
+    dz = times(deviation, jnp.exp(row.d) * per_total)
     dz = dz * inverse_temperature(logits.temperature)
     return _leaving(_signed(logits, dz), logits)
 
@@ -192,8 +193,8 @@ def _tangent_of_d(logits, t):
 
 def _write_log_softmax_push(logits, t, row):
     summary = row.summary
-    tangent = _tangent_of_d(logits, t) - summary.value
-    tangent = tangent - summary.deviation / (1 + summary.s)
+    mean = times(summary.deviation, 1 / (1 + summary.s))
+    tangent = (_tangent_of_d(logits, t) - summary.value) - mean
     tangent = jnp.where(row.is_empty, 0, tangent)
     return _leaving(_included(logits, tangent), logits)
 

@@ -88,7 +88,8 @@ def seen_from(low: Summary, m: Any, value: Any, shift: Shift) -> Summary:
     if e_d is not None:
         e_d = times(e, e_d) + times(times(e, mass), delta)
     if deviation is not None:
-        deviation = times(e, deviation + times(low.value - value, mass))
+        # 0 for values that are all 0, whatever the logits.
+        deviation = times(deviation + times(low.value - value, mass), e)
         others = others + low.value
     if below:
         # In halves, whose difference does not overflow.
