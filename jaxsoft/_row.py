@@ -88,10 +88,10 @@ class Row(NamedTuple):
 
     def to_x(self, dz: Array) -> Array:
         """The cotangent of x, for one of z."""
-        x = self.logits.x
-        return jax.linear_transpose(
-            lambda x: masked_logits(self.logits._replace(x=x)), x
-        )(dz)[0]
+        _, to_x = jax.vjp(
+            lambda x: masked_logits(self.logits._replace(x=x)), self.logits.x
+        )
+        return to_x(dz)[0]
 
 
 def summarized(
@@ -100,6 +100,16 @@ def summarized(
     """The row, and its whole summary."""
     summary = summarize(axes, logits, riders)
     return Row(axes, logits, summary.m, summary.s), summary
+
+
+def computed_anew(tree: Any) -> Any:
+    """The same arrays, of which XLA computes nothing together with the value.
+
+    A pullback that repeats what the value is made of asks for it: XLA would round the
+    value otherwise than without a derivative.
+    """
+    # One by one: a barrier gives all its results the type of one that varies.
+    return jax.tree.map(jax.lax.optimization_barrier, tree)
 
 
 def row_rule(value: Callable[..., Any], pullback: Callable[..., Any]) -> Any:
@@ -122,9 +132,7 @@ def row_rule(value: Callable[..., Any], pullback: Callable[..., Any]) -> Any:
         return result, (logits, given, kept)
 
     def backward(axes, residuals, cotangent):
-        # XLA must not compute anything for the value and the pullback together: it
-        # would round the value otherwise than without a derivative.
-        logits, given, kept = jax.lax.optimization_barrier(residuals)
+        logits, given, kept = residuals
         cotangents = pullback(axes, logits, *given, kept, cotangent)
         dx, dtemperature, *dgiven = cotangents
         return Logits(dx, None, dtemperature), *dgiven

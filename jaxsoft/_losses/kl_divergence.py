@@ -30,7 +30,7 @@ from jaxsoft._core.logits import is_hard, is_maximum, override_primal, shifted
 from jaxsoft._core.mesh import split_together, vary_alike
 from jaxsoft._losses.per_row import RowTerms, combined_terms, reduced_loss, row_options
 from jaxsoft._passes.product import product
-from jaxsoft._row import Row, logits_of, row_rule, summarized
+from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
 
 
 def kl_divergence(
@@ -173,6 +173,7 @@ def _kl_value(axes, target, y):
 
 def _kl_pullback(axes, target, y, kept, g):
     of_target, of_logits, epsilon, kl = kept
+    target, y = computed_anew((target, y))
     of_x = Row(axes, target, *of_target)
     of_y = Row(axes, target._replace(x=y), *of_logits)
     g = product(jnp.where(jnp.isneginf(of_x.m), 0, g), jnp.ones_like(g) * of_x.per_t)

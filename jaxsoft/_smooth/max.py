@@ -27,7 +27,7 @@ from jaxsoft._core.dtypes import widened
 from jaxsoft._core.logits import shifted, times_log
 from jaxsoft._logsumexp import logsumexp
 from jaxsoft._passes.product import product
-from jaxsoft._row import Row, logits_of, row_rule, summarized
+from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
 
 
 def smooth_max(
@@ -209,7 +209,7 @@ def _boltzmann_value(axes, logits):
 
 
 def _boltzmann_pullback(axes, logits, kept, g):
-    row = Row(axes, logits, *kept)
+    row = Row(axes, computed_anew(logits), *kept)
     g, p = widened(g, row.s.dtype), row.p
     d = jnp.where(p == 0, 0, shifted(row.z, row.m, row.t))
     above_mean = d - row.sum(p * d)  # d_i + U

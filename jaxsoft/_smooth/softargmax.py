@@ -27,7 +27,7 @@ from jaxsoft._core.dtypes import accumulation_dtype, converted, saturated
 from jaxsoft._core.logits import shifted
 from jaxsoft._core.mesh import spread_alike
 from jaxsoft._passes.product import product
-from jaxsoft._row import Row, logits_of, row_rule, summarized
+from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
 
 
 def softargmax(
@@ -119,7 +119,7 @@ def _softargmax_value(axes, logits, positions):
 
 
 def _softargmax_pullback(axes, logits, positions, kept, g):
-    row = Row(axes, logits, *kept)
+    row = Row(axes, computed_anew(logits), *kept)
     p = row.p
     a = _positions_that_count(positions, p, axes)
     h = a - row.sum(jnp.where(p > 0.5, a, 0))
