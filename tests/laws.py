@@ -358,6 +358,20 @@ def of_floats(
     return call, [arguments[i] for i in law.floats]
 
 
+def extremes(law: Law) -> list[Any]:
+    """Arguments for the oracle, with the rows far away and those with infinities."""
+    arguments = law.draw(5, ROWS, CLASSES)
+    arguments[0] = np.array(FAR_ROWS + INFINITE_ROWS)
+    if "temperature" in law.kinds:  # below 0, what counts is a minimum
+        arguments[0] = arguments[0] * np.sign(arguments[law.kinds.index("temperature")])
+    if law.function == "smooth_min":
+        arguments[0] = -arguments[0]
+    if "signed weights" in law.kinds:
+        weights = law.kinds.index("signed weights")
+        arguments[weights] = np.abs(arguments[weights])  # else some sums are negative
+    return arguments
+
+
 def oracle_pullback(
     law: Law, arguments: Sequence[Any], cotangent: Any, positions: Sequence[int] = ()
 ) -> list[np.ndarray]:

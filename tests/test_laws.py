@@ -16,9 +16,7 @@ import pytest
 from laws import (
     CLASSES,
     FAR_ROWS,
-    INFINITE_ROWS,
     LAWS,
-    ROWS,
     Law,
     as_promised,
     as_users_have_it,
@@ -29,6 +27,7 @@ from laws import (
     each,
     eager,
     every_law,
+    extremes,
     fullest,
     oracle_pullback,
     plainest,
@@ -142,15 +141,7 @@ def test_no_rows(law: Law, form):
 @each(law for law in LAWS if law.by_row and law.kinds[0] == "logits")
 def test_extreme_logits(law: Law, form):
     """±1000, ties and infinities: the oracle takes an infinity as a limit."""
-    arguments = law.draw(5, ROWS, CLASSES)
-    arguments[0] = np.array(FAR_ROWS + INFINITE_ROWS)
-    if "temperature" in law.kinds:  # below 0, what counts is a minimum
-        arguments[0] = arguments[0] * np.sign(arguments[law.kinds.index("temperature")])
-    if law.function == "smooth_min":
-        arguments[0] = -arguments[0]
-    if "signed weights" in law.kinds:
-        weights = law.kinds.index("signed weights")
-        arguments[weights] = np.abs(arguments[weights])  # else some sums are negative
+    arguments = extremes(law)
     given = law.cast(arguments, jnp.float32)
     cotangent = cotangent_for(law, arguments, 5)
     both = program(value_and_pullback, law, form, as_promised(law))

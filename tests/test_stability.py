@@ -31,7 +31,7 @@ IN_EVERY_DTYPE = fullest(
 
 
 def case(law: Law, dtype: str) -> Any:
-    is_slow = dtype in ("bfloat16", "float64") or len(law.kinds) > 10
+    is_slow = dtype != "float32" or len(law.kinds) > 10
     marks = [pytest.mark.xdist_group(law.name), *[pytest.mark.slow] * is_slow]
     return pytest.param(law, dtype, id=f"{law.name}-{dtype}", marks=marks)
 

@@ -194,10 +194,16 @@ def of_all_nestings(law: Law):
     return functools.partial(under_scan_of_vmap, of)
 
 
-HEADS = [law for law in PLAINEST.values() if law.kinds[0] == "hidden"]
+# A loop over chunks in every rule, and rules that are those of another function.
+LONG = [
+    law
+    for law in PLAINEST.values()
+    if law.kinds[0] == "hidden"
+    or law.name in ("smooth_abs", "smooth_sign", "smooth_step", "smooth_minimum")
+]
 
 
-@each(PLAINEST.values(), slow=HEADS)  # a loop over chunks in every one of its rules
+@each(PLAINEST.values(), slow=LONG)
 @pytest.mark.usefixtures("x64")
 def test_every_derivative_under_jit_scan_vmap_and_checkpoint(law: Law, form):
     check_derivatives(law, of_all_nestings, form)
@@ -209,7 +215,7 @@ def of_some(law: Law):
     )
 
 
-@each(law for law in LAWS if law not in PLAINEST.values() or law in HEADS)
+@each(law for law in LAWS if law not in PLAINEST.values() or law in LONG)
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_the_other_laws_under_jit_and_vmap(law: Law, form):
     check_derivatives(law, of_some, form)
