@@ -366,7 +366,15 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
     logits, to_given = _logits_of(hidden, tokens, chunk, softcap, stream)
     row = Row(AXES, logits, summary.m, summary.s)
     label = chunk_label(chunk, tokens)
-    dx = to_classes(AXES, logits, row.m, scale, label, at_label)
+    dx = to_classes(
+        AXES,
+        logits,
+        row.m,
+        scale,
+        label,
+        at_label,
+        overwrites_x=k is None and a is None,
+    )
     variance, dspread_weight = jnp.zeros_like(row.m), None
     if k is not None:
         w = included(chunk.spread_weight, row)

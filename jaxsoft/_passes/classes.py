@@ -5,6 +5,8 @@ A class that is masked gets 0. A row whose cotangent is 0 gets 0, whatever its l
 for that every product here is 0 where its first factor is.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -216,9 +218,17 @@ _log_softmax_push = Pass(
 )
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Overwriting:
+    """Whether the result may be written over x."""
+
+    x: bool
+
+
 # dz_c = scale e_c, and at the label a number of its own.
 def _write_to_classes(axes, fixed, linear):
-    logits, m, labels = fixed
+    logits, m, labels, _ = fixed
     scale, at_label = linear
     z = masked_logits(logits)
     dz = times(scale, exp_shifted(z, m, size_of(logits.temperature)))
@@ -229,7 +239,7 @@ def _write_to_classes(axes, fixed, linear):
 
 # The transpose: sum of e_c t_c over all classes but the label, and t at the label.
 def _reduce_to_rows(axes, fixed, t):
-    logits, m, labels = fixed
+    logits, m, labels, _ = fixed
     z, v = masked_logits(logits), _signed(logits, t.astype(m.dtype))
     terms = times(v, exp_shifted(z, m, size_of(logits.temperature)))
     at_label = None
@@ -261,6 +271,13 @@ def to_classes(
     scale: Array,
     labels: Array | None = None,
     at_label: Array | None = None,
+    *,
+    overwrites_x: bool = False,
 ) -> Array:
-    """dx for dz_c = scale e_c, and at_label in place of it at the label."""
-    return _to_classes(axes, (logits, m, labels), (scale, at_label))
+    """dx for dz_c = scale e_c, and at_label in place of it at the label.
+
+    What nobody reads afterwards may be overwritten: a CPU's kernels then need no second
+    array of the size of x. Of logits that are still wanted, XLA would make a copy.
+    """
+    fixed = logits, m, labels, Overwriting(overwrites_x)
+    return _to_classes(axes, fixed, (scale, at_label))

@@ -46,17 +46,17 @@ def log_softmax_push(axes: Axes, logits: Logits, t: Array) -> Array | None:
 
 
 def to_classes(axes: Axes, fixed: Any, linear: Any) -> Array | None:
-    logits, m, labels = fixed
+    logits, m, labels, overwriting = fixed
     scale, at_label = linear
     if not _knows(axes, logits):
         return None
     index = _local_index(axes, logits.x, labels)
     rows = ("m", m), ("l", index), ("s", scale), ("a", at_label)
-    return _like_logits("to_classes", axes, logits, rows)
+    return _like_logits("to_classes", axes, logits, rows, overwriting.x)
 
 
 def to_rows(axes: Axes, fixed: Any, t: Array) -> Any:
-    logits, m, labels = fixed
+    logits, m, labels, _ = fixed
     if not _knows(axes, logits):
         return None
     index = _local_index(axes, logits.x, labels)
@@ -115,9 +115,9 @@ def _of_classes(name, axes, logits, *operands: Operand):
     return _like_logits(name, axes, logits, operands)
 
 
-def _like_logits(name, axes, logits, operands):
+def _like_logits(name, axes, logits, operands, overwrites_x=False):
     kind = _typed(logits.x, logits.x.shape, logits.x.dtype, ())
-    return _call(name, axes, logits, operands, kind, "")
+    return _call(name, axes, logits, operands, kind, "", overwrites_x)
 
 
 def _per_row(name, axes, logits, operands, results):
@@ -141,12 +141,22 @@ def _typed(x, shape, dtype, reduced):
     )
 
 
-def _call(name, axes, logits, operands: Iterable[Operand], kinds, results: str) -> Any:
+def _call(
+    name,
+    axes,
+    logits,
+    operands: Iterable[Operand],
+    kinds,
+    results: str,
+    overwrites_x: bool = False,
+) -> Any:
     x = logits.x
     where, temperature = ("w", logits.where), ("t", logits.temperature)
     given = [(k, v) for k, v in (where, temperature, *operands) if v is not None]
     arrays = [_as_operand(letter, v, axes, x) for letter, v in given]
-    return jax.ffi.ffi_call(f"jaxsoft_{name}", kinds)(
+    aliases = {0: 0} if overwrites_x else None
+    call = jax.ffi.ffi_call(f"jaxsoft_{name}", kinds, input_output_aliases=aliases)
+    return call(
         x,
         *arrays,
         first_class=x.ndim + axes[0],
