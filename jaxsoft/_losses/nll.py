@@ -95,7 +95,7 @@ def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents
     q, to_targets = jax.vjp(lambda v: _coefficients(v, logits.where), targets)
     seen, to_given = _capped(logits, softcap, None)
     row = Row(axes, seen, summary.m, summary.s)
-    g, h, k = (_of_rows_with_classes(row, c) for c in cotangents)
+    g, h, k = _of_rows(~jnp.isneginf(row.m), cotangents)
     d = row.d
     dz = -log_softmax_cotangent(q, d, row.s, summary.value, summary.others)
     dz = product(g, dz * row.per_t) + product(h, row.p * row.per_t)
@@ -129,9 +129,9 @@ def _capped(logits: Logits, softcap: Array | None, counted: Array | None):
     return logits._replace(x=x), to_given
 
 
-def _of_rows_with_classes(row, cotangent):
-    """0 for a row without a logit above -inf."""
-    return None if cotangent is None else jnp.where(jnp.isneginf(row.m), 0, cotangent)
+def _of_rows(which: Array, cotangents: RowTerms) -> RowTerms:
+    """The cotangents of some rows; those of the others are 0."""
+    return jax.tree.map(lambda c: jnp.where(which, c, 0), cotangents)
 
 
 class WeightedProbabilities(NamedTuple):
@@ -193,13 +193,10 @@ def logsumexp_over_t(row: Row) -> Array:
 
 
 def label_cotangents(row: Row, labels: RowLabels, cotangents: RowTerms) -> RowTerms:
-    """0 into an ignored row; NaN into the whole row of an invalid label."""
-    g, h, k = (
-        None
-        if c is None
-        else jnp.where(labels.counted, _of_rows_with_classes(row, c), 0)
-        for c in cotangents
-    )
+    """0 into a row that is ignored, or without a logit above -inf; NaN into the whole
+    row of an invalid label."""
+    counts = labels.counted & ~jnp.isneginf(row.m)
+    g, h, k = _of_rows(counts, cotangents)
     valid = jnp.where(labels.valid, 1, jnp.nan).astype(row.s.dtype)
     return RowTerms(product(g, valid), h, k)
 
