@@ -77,6 +77,9 @@ class Run {
     });
   }
 
+  // Of rows side by side, one alone would decide how the others are rounded.
+  bool may_be_direct() const { return long_rows_ && !kTempered; }
+
   // A group whose rows are one tile, which stays in the cache.
   void whole(int64_t group, Memory& memory) const {
     Tile tile = tile_of(group, 0);
@@ -84,7 +87,7 @@ class Run {
     prepare(tile, rows);
     Pieces<A> pieces = open(tile, rows, memory);
     if (!job_.m) find_maximum(tile, pieces, rows);
-    center(rows, kTempered);
+    center(rows, may_be_direct());
     if (rows.any_infinite) pieces = open(tile, rows, memory);
     add_up_all<true>(tile, pieces, memory, rows);
     Factors<A> factors;
@@ -97,7 +100,7 @@ class Run {
     prepare(tile_of(group, 0), rows);
     for (int64_t i = 0; i < tiles_ && !job_.m; ++i)
       maximum_of_part(tile_of(group, i), memory, rows);
-    center(rows, kTempered);
+    center(rows, may_be_direct());
     clear_sums(rows);
     for (int64_t i = 0; i < tiles_; ++i) {
       Rows<A> part = rows;
@@ -128,7 +131,7 @@ class Run {
           rows[i / tiles_].top[lane] =
               std::max(rows[i / tiles_].top[lane], parts[i].top[lane]);
     }
-    for (Rows<A>& row : rows) center(row, kTempered);
+    for (Rows<A>& row : rows) center(row, may_be_direct());
     for_each_tile(workers, [&](int64_t g, int64_t i, Memory& memory) {
       Rows<A>& part = parts[g * tiles_ + i] = rows[g];
       sums_of_part(tile_of(g, i), memory, part);

@@ -320,14 +320,14 @@ bool set_factors(Rows<A>& rows) {
 }
 
 template <class A>
-void center(Rows<A>& rows, bool is_tempered) {
+void center(Rows<A>& rows, bool may_be_direct) {
   rows.any_infinite = false;
   for (int lane = 0; lane < kLanes<A>; ++lane) {
     A top = rows.top[lane];
     rows.any_infinite |= top == kInfinity<A>;
     rows.m[lane] = std::isinf(top) ? A{0} : top;
   }
-  rows.is_direct = !is_tempered && set_factors(rows);
+  rows.is_direct = may_be_direct && set_factors(rows);
   if (rows.is_direct) return;
   std::fill_n(rows.factor, kLanes<A>, 1.0);
   std::fill_n(rows.float_factor, kLanes<A>, A{1});
