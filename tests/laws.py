@@ -360,6 +360,8 @@ def _count_of_arguments(law: Law) -> int:
 WITHOUT_LAW = {
     "LogProbs": "a result",
     "shard_vocab": "it needs devices: test_sharding.py",
+    "cpu_kernels": "a setting: test_native.py",
+    "use_cpu_kernels": "a setting: test_native.py",
     "with_jvp": "it is in every rule, and anybody's: test_autodiff.py",
 }
 

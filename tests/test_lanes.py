@@ -7,9 +7,9 @@ import pytest
 from laws import quickly
 
 import jaxsoft
-from jaxsoft._passes import max_and_tail as _max_and_tail
 from jaxsoft._core.lanes import OF_COMPUTED, OF_GIVEN, lanes_of, part_of, unseen
 from jaxsoft._core.mesh import Axes
+from jaxsoft._passes import max_and_tail as _max_and_tail
 
 # One lane, a few, several groups, primes, and blocks that divide and that do not.
 COUNTS = (1, 7, 16, 33, 161, 1000, 1031, 8209)

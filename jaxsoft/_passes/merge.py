@@ -53,7 +53,7 @@ def merge(a: Summary, b: Summary) -> Summary:
 
 
 def plus(a: Summary, b: Summary) -> Summary:
-    """Their sums added up; the maximum, temperature, weight and value are those of a."""
+    """Their sums; the maximum, temperature, weight and value are those of a."""
     added = jax.tree.map(jnp.add, a, b)
     return added._replace(
         m=a.m, temperature=a.temperature, weight=a.weight, value=a.value
