@@ -45,7 +45,8 @@ inline double log1p_for(float, double s) {
   constexpr int64_t kRootOfHalf = 0x3fe6a09e667f3bcd;
   constexpr int64_t kBitsOf2To52 = 0x4330000000000000;
   // 1 + s = mantissa 2^exponent, with a mantissa in [sqrt(1/2), sqrt(2)).
-  int64_t bits = bits_of<int64_t>(1 + s);
+  bool is_finite = s - s == 0;
+  int64_t bits = bits_of<int64_t>(1 + (is_finite ? s : 0));
   int64_t field = (bits - kRootOfHalf + (int64_t{1023} << 52)) >> 52;
   double mantissa = bits_of<double>(bits - ((field - 1023) << 52));
   double exponent = bits_of<double>(field | kBitsOf2To52) - (0x1p52 + 1023);
@@ -56,7 +57,7 @@ inline double log1p_for(float, double s) {
     series = series * y2 + inverse;
   double log = exponent * 0x1.62e42fefa39efp-1 + 2 * (y + y * y2 * series);
   double log_of_small = s - s * s * (0.5 - s * (1.0 / 3));
-  return s < 1e-4 ? log_of_small : s - s == 0 ? log : s;
+  return s < 1e-4 ? log_of_small : is_finite ? log : s;
 }
 
 // By lane, what the loops that write ask for.
