@@ -49,7 +49,7 @@ def is_loaded() -> bool:
 
 def library_path() -> Path | None:
     """Beside this file, or where the build of an editable installation puts it."""
-    for folder in sys.modules[__package__].__path__:
+    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:
         path = Path(folder) / "jaxsoft_kernels.so"
         if path.exists():
             return path
