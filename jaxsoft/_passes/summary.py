@@ -141,22 +141,24 @@ def in_block(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
         d = jnp.where(infinite, gap, gap / jnp.where(hard, 1, t))
         d = jnp.where(hard & (gap < 0), -jnp.inf, d)
     m = jnp.max(counting, axes, keepdims=True, initial=-jnp.inf)
-    return _textbook(axes, m, z, gap, d, riders)
+    return _textbook(axes, m, z, gap, d, riders, gap == 0)
 
 
 def _weighted_logits(z, riders):
     return z if riders.weights is None else jnp.where(riders.weights == 0, -jnp.inf, z)
 
 
-def _textbook(axes, m, z, gap, d, riders):
+def _textbook(axes, m, z, gap, d, riders, is_near=None):
     """The sums about the maximum, of which its own terms are left out.
 
-    It is not looked for by equality: XLA may compute logits anew for every sum, and not
-    to the last bit. It is the one class above NEAR, if these add up to one.
+    It is not looked for by equality, unless all is one kernel: XLA may compute logits
+    anew for every sum, and not to the last bit. It is the one class above NEAR, if
+    these add up to one.
     """
     total = functools.partial(jnp.sum, axis=axes, keepdims=True)
     e, b, v = jnp.exp(d), riders.weights, riders.values
-    is_near = e > NEAR if b is None else (e > NEAR) & (b != 0)
+    is_near = e > NEAR if is_near is None else is_near
+    is_near = is_near if b is None else is_near & (b != 0)
     near = total(jnp.where(is_near, e, 0))
     is_single = near < 1 + NEAR / 2
 
