@@ -170,6 +170,11 @@ def test_passes_are_each_others_transposes(form, rng):
         written = classes.to_classes(AXES, logits, m, scale, labels, at_label)
         fixed = logits, m, labels, classes.Overwriting(False)
         of_scale, of_label = classes._to_rows(AXES, fixed, jnp.asarray(t))
+        of_one = jax.grad(
+            lambda t: jnp.sum(scale * classes._to_rows(AXES, fixed, t)[0])
+        )(t)
+        expected = classes.to_classes(AXES, logits, m, scale, labels, 0 * at_label)
+    np.testing.assert_allclose(of_one, expected, rtol=1e-10)
     np.testing.assert_allclose(dot(pulled, t), dot(g, pushed), rtol=1e-10)
     both = dot(of_scale, scale) + dot(of_label, at_label)
     np.testing.assert_allclose(dot(written, t), both, rtol=1e-10)
