@@ -17,6 +17,7 @@ from jaxsoft._autodiff import with_jvp
 from jaxsoft._core.logits import (
     Logits,
     exact_at_maximum,
+    exact_exp_shifted,
     exp_shifted,
     inverse_temperature,
     masked_logits,
@@ -62,6 +63,11 @@ class Row(NamedTuple):
     @property
     def e(self) -> Array:
         return exp_shifted(self.z, self.m, self.t)
+
+    @property
+    def exact_e(self) -> Array:
+        """e without the rounding of d, which costs a pass over the logits."""
+        return exact_exp_shifted(self.z, self.m, self.t)
 
     @property
     def p(self) -> Array:

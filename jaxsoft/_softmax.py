@@ -105,28 +105,23 @@ def _softmax_jit(x, where, temperature, axes):
 #     dx_i = sigma h_i / t        (`softmax_pull`; sigma is the sign of tau)
 #     dtau = -sigma sum_i h_i d_i / t = -sum_i dx_i d_i
 def _softmax_value(axes, logits):
-    return passes.softmax(axes, logits), _maximum(axes, logits)
+    m = None if logits.temperature is None else summarize(axes, logits).m
+    return passes.softmax(axes, logits), m
 
 
 def _softmax_pullback(axes, logits, m, g):
-    return _pulled(passes.softmax_pull, axes, logits, m, g)
-
-
-def _maximum(axes, logits):
-    """What the derivative in a temperature asks for."""
-    return None if logits.temperature is None else summarize(axes, logits).m
-
-
-def _pulled(pull, axes, logits, m, g):
-    """dx and dtau of a function of d alone, with the pass that makes dx of g."""
     if logits.temperature is None:
-        return pull(axes, logits, g), None
-    wide, to_x = jax.vjp(lambda x: converted(x, accumulation_dtype(x.dtype)), logits.x)
-    wide = logits._replace(x=wide)
-    dx = pull(axes, wide, widened(g, wide.x.dtype))
+        return passes.softmax_pull(axes, logits, g), None
+    wide, to_x = _in_dtype_of_sums(logits)
+    dx = passes.softmax_pull(axes, wide, widened(g, wide.x.dtype))
     d = shifted(masked_logits(wide), m, size_of(logits.temperature))
     dtemperature = -row_sum(dx * jnp.where(jnp.isinf(d), 0, d), axes)
     return to_x(dx)[0], dtemperature
+
+
+def _in_dtype_of_sums(logits):
+    x, to_x = jax.vjp(lambda x: converted(x, accumulation_dtype(x.dtype)), logits.x)
+    return logits._replace(x=x), to_x
 
 
 _softmax = row_rule(_softmax_value, _softmax_pullback)
@@ -166,7 +161,7 @@ def log_softmax(
         class as the sum of the other probabilities, not as 1 - p.
         d(log p_i)/dtemperature = -(log p_i + entropy) / temperature.
         Both are 0 at temperature 0. Residuals: the arguments, and with a
-        temperature one number per row.
+        temperature two numbers per row.
 
     Awkward values:
         Nothing included, or all -inf: all -inf with gradient 0. A logit -inf: -inf, and
@@ -195,13 +190,28 @@ def _log_softmax_jit(x, where, temperature, axes):
 
 
 # A rule, since autodiff keeps p beside x, and has 1 - p at the maximum, which is 0 when
-# the model is sure. dx and dtau are those of softmax, with the h of log p.
+# the model is sure. With U = -sum_i p_i d_i,
+#     t dz_i = g_i - p_i sum_j g_j        (`log_softmax_pull`)
+#     t dt   = -sum_i g_i (d_i + U)       over the classes above -inf
 def _log_softmax_value(axes, logits):
-    return passes.log_softmax(axes, logits), _maximum(axes, logits)
+    kept = None
+    if logits.temperature is not None:
+        summary = summarize(axes, logits, Riders(with_e_d=True))
+        kept = summary.m, -summary.e_d / (1 + summary.s)
+    return passes.log_softmax(axes, logits), kept
 
 
-def _log_softmax_pullback(axes, logits, m, g):
-    return _pulled(passes.log_softmax_pull, axes, logits, m, g)
+def _log_softmax_pullback(axes, logits, kept, g):
+    if logits.temperature is None:
+        return passes.log_softmax_pull(axes, logits, g), None
+    m, u = kept
+    wide, to_x = _in_dtype_of_sums(logits)
+    g = widened(g, wide.x.dtype)
+    dx = passes.log_softmax_pull(axes, wide, g)
+    row = Row(axes, wide, m, jnp.ones_like(m))
+    d = row.d
+    slope = row.sum(product(g, jnp.where(jnp.isinf(d), 0, d + u)))
+    return to_x(dx)[0], -row.sign * row.per_t * slope
 
 
 _log_softmax = row_rule(_log_softmax_value, _log_softmax_pullback)

@@ -10,7 +10,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from laws import FORMS, QUICKLY
+from laws import FORMS, QUICKLY, THE_FORM
 
 import jaxsoft
 
@@ -53,7 +53,12 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20251121)
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=() if name == THE_FORM else pytest.mark.slow)
+        for name in FORMS
+    ]
+)
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
     """The form that the functions run in, for `laws.program` and for eager calls."""
     with FORMS[request.param]():

@@ -17,6 +17,7 @@ import oracle
 import pytest
 
 import jaxsoft
+from jaxsoft._passes.forms import cpu_form
 
 Draw = Callable[[np.random.Generator, int, int], Any]
 
@@ -324,6 +325,7 @@ def _count_of_arguments(law: Law) -> int:
 WITHOUT_LAW = {
     "LogProbs": "a result",
     "shard_vocab": "it needs devices: test_sharding.py",
+    **dict.fromkeys(("cpu_kernels", "use_cpu_kernels"), "no arrays: test_native.py"),
     "with_jvp": "it is in every rule, and anybody's: test_autodiff.py",
 }
 
@@ -499,7 +501,11 @@ as_users_have_it = functools.partial(jax.jit, compiler_options=AS_USERS_HAVE_IT)
 # The forms in which the functions run, by name: a context in which a program is traced,
 # lowered and compiled. Every program of a law is made in one of them.
 FORMS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
-    "jax": contextlib.nullcontext
+    "as_here": contextlib.nullcontext,  # compiled kernels, if they are there
+    "plain": lambda: cpu_form("plain"),
+    # The forms of accelerators, lowered on a CPU.
+    "merged": lambda: cpu_form("merged"),
+    "in_block": lambda: cpu_form("in_block"),
 }
 THE_FORM = next(iter(FORMS))
 

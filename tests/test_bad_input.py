@@ -346,6 +346,7 @@ KINDS: dict[str, Kind] = {
 
 # These take functions, and have their cases in the tests that bear their names.
 OF_FUNCTIONS = {"shard_vocab", "straight_through", "with_jvp"}
+WITHOUT_ARRAYS = {"cpu_kernels", "use_cpu_kernels"}  # test_native.py
 # An argument is of the kind of its name, or of this one, or of that of its function.
 BY_NAME = {
     **dict.fromkeys(("keepdims", "return_sign", "detach_weights"), "flag"),
@@ -382,7 +383,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
         for argument in inspect.signature(getattr(jaxsoft, name)).parameters
     }
     for name in jaxsoft.__all__
-    if name not in {*OF_FUNCTIONS, "LogProbs"}
+    if name not in {*OF_FUNCTIONS, *WITHOUT_ARRAYS, "LogProbs"}
 }
 LAST_AXIS = {"circle_loss", "linear_cross_entropy", "linear_log_probs"}
 

@@ -68,7 +68,9 @@ def test_the_label_in_a_long_row(axis, z_loss, rng):
 
     x = jnp.asarray(oriented(x))
     given = oriented(as_users_have_it(gradient)(x))
-    np.testing.assert_allclose(given, expected, rtol=2e-6)
+    # In plain JAX the rounding of a shift is 64 ulp of its exponential at worst.
+    rtol = 2e-6 if jaxsoft.cpu_kernels() else 64 * 2**-24
+    np.testing.assert_allclose(given, expected, rtol=rtol)
     if z_loss:
         return
     t = rng.normal(size=(6, 8200)).astype(np.float32)

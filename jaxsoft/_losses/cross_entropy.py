@@ -128,7 +128,7 @@ def cross_entropy(
         With logits +inf, 0 at a label that is the only one and +inf at finite ones. A
         weight 0 times a loss +inf is 0. An option at its neutral value changes no bit;
         label_smoothing 0 and temperature 1, if given as arrays, may change the last
-        bits for indices of 64 classes or more.
+        bits.
 
     Example:
         >>> import jax

@@ -26,7 +26,13 @@ from jaxsoft._checks import (
     reduced_shape,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
-from jaxsoft._core.logits import is_hard, is_maximum, override_primal, shifted
+from jaxsoft._core.logits import (
+    is_hard,
+    is_maximum,
+    override_primal,
+    rounding_of_difference,
+    shifted,
+)
 from jaxsoft._core.mesh import split_together, vary_alike
 from jaxsoft._losses.per_row import RowTerms, combined_terms, reduced_loss, row_options
 from jaxsoft._passes.product import product
@@ -213,8 +219,7 @@ def _gap(row):
     maximum."""
     z, m = row.z, jnp.where(jnp.isneginf(row.m), 0, row.m)
     gap = shifted(z, m, None)
-    back = gap - z
-    rounding = (z - (gap - back)) - (m + back)  # Knuth's TwoSum
+    rounding = rounding_of_difference(z, m, gap)
     exact = is_maximum(shifted(z, m, row.t), row.s) | ~jnp.isfinite(rounding)
     rounding = jax.lax.stop_gradient(jnp.where(exact, 0, rounding))
     return override_primal(0, is_maximum(shifted(z, m, row.t), row.s), gap), rounding

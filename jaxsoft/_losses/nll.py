@@ -15,6 +15,7 @@ keep NaN out of ignored rows, and put it into rows whose label is no class.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -49,14 +50,15 @@ from jaxsoft._row import Row, row_rule, summarized
 #     p_y - 1 = (e_y - 1 - s) / (1 + s)
 # where e_y - 1 is exactly 0 at the maximum, and both terms are negative elsewhere.
 def _label_value(axes, logits, labels, w, softcap):
-    seen, _ = _capped(logits, softcap, labels.counted)
+    seen, _ = _as_seen(logits, softcap, labels.counted)
     riders = label_riders(labels.class_index, w, logits, with_e_d=False)
     row, summary = summarized(axes, seen, riders)
     return terms_of_label(row, summary, labels), summary._replace(total=())
 
 
 def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
-    seen, to_given = _capped(logits, softcap, labels.counted)
+    # Two terms of a gradient are rounded to half precision together.
+    seen, to_given = _as_seen(logits, softcap, labels.counted, w is not None)
     row = Row(axes, seen, summary.m, summary.s)
     g, h, k = label_cotangents(row, labels, cotangents)
     scale, at_label = scale_and_label_entry(row, summary, g, h)
@@ -80,7 +82,7 @@ label_terms = row_rule(_label_value, _label_pullback)
 #     dq_c   = g (-log p_c)
 def _probability_value(axes, logits, targets, w, softcap):
     q = _coefficients(targets, logits.where)
-    seen, _ = _capped(logits, softcap, None)
+    seen, _ = _as_seen(logits, softcap)
     riders = label_riders(None, w, logits, with_e_d=False)
     riders = dataclasses.replace(
         riders, coefficients=(q, *riders.coefficients), values=q
@@ -93,9 +95,9 @@ def _probability_value(axes, logits, targets, w, softcap):
 
 def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents):
     q, to_targets = jax.vjp(lambda v: _coefficients(v, logits.where), targets)
-    seen, to_given = _capped(logits, softcap, None)
+    seen, to_given = _as_seen(logits, softcap)
     row = Row(axes, seen, summary.m, summary.s)
-    g, h, k = (_of_rows_with_classes(row, c) for c in cotangents)
+    g, h, k = _of_rows(~jnp.isneginf(row.m), cotangents)
     d = row.d
     dz = -log_softmax_cotangent(q, d, row.s, summary.value, summary.others)
     dz = product(g, dz * row.per_t) + product(h, row.p * row.per_t)
@@ -112,26 +114,33 @@ def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents
 probability_terms = row_rule(_probability_value, _probability_pullback)
 
 
-def _capped(logits: Logits, softcap: Array | None, counted: Array | None):
-    """The logits under their cap, as the passes see them, and what takes a cotangent of
-    these to those of x and of the cap."""
-    if softcap is None:
-        return logits, lambda dx: (dx, None)
+def _as_seen(
+    logits: Logits,
+    softcap: Array | None,
+    counted: Array | None = None,
+    is_wide: bool = False,
+) -> tuple[Logits, Callable[[Array], tuple[Array, Array | None]]]:
+    """The logits as the passes see them, under their cap, and what takes a cotangent of
+    these to those of x and of the cap. Wide, they are in the dtype of sums."""
 
-    def cap(x, softcap):
-        # A NaN that does not count must not meet the derivative of the cap.
+    def seen(x, softcap):
         z = converted(x, accumulation_dtype(x.dtype))
+        if softcap is None:
+            return z
+        # A NaN that does not count must not meet the derivative of the cap.
         for mask in (logits.where, counted):
             z = z if mask is None else jnp.where(spread_alike(mask, z), z, 0)
         return capped(z, softcap)
 
-    x, to_given = jax.vjp(cap, logits.x, softcap)
+    if softcap is None and not is_wide:
+        return logits, lambda dx: (dx, None)
+    x, to_given = jax.vjp(seen, logits.x, softcap)
     return logits._replace(x=x), to_given
 
 
-def _of_rows_with_classes(row, cotangent):
-    """0 for a row without a logit above -inf."""
-    return None if cotangent is None else jnp.where(jnp.isneginf(row.m), 0, cotangent)
+def _of_rows(which: Array, cotangents: RowTerms) -> RowTerms:
+    """The cotangents of some rows; those of the others are 0."""
+    return jax.tree.map(lambda c: jnp.where(which, c, 0), cotangents)
 
 
 class WeightedProbabilities(NamedTuple):
@@ -193,13 +202,10 @@ def logsumexp_over_t(row: Row) -> Array:
 
 
 def label_cotangents(row: Row, labels: RowLabels, cotangents: RowTerms) -> RowTerms:
-    """0 into an ignored row; NaN into the whole row of an invalid label."""
-    g, h, k = (
-        None
-        if c is None
-        else jnp.where(labels.counted, _of_rows_with_classes(row, c), 0)
-        for c in cotangents
-    )
+    """0 into a row that is ignored, or without a logit above -inf; NaN into the whole
+    row of an invalid label."""
+    counts = labels.counted & ~jnp.isneginf(row.m)
+    g, h, k = _of_rows(counts, cotangents)
     valid = jnp.where(labels.valid, 1, jnp.nan).astype(row.s.dtype)
     return RowTerms(product(g, valid), h, k)
 

@@ -6,7 +6,7 @@ numbers and leaves all derivatives to JAX.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,12 @@ class RowLabels(NamedTuple):
 
 
 class RowTerms(NamedTuple):
-    """What a row's loss is made of. In a row that is not counted, all are 0."""
+    """What a row's loss is made of, or the cotangents of it; None is not asked for. In
+    a row that is not counted, all are 0."""
 
-    nll: Array  # sum_c q_c (-log p_c), for the label or the label probabilities q
-    logsumexp: Array | None  # of the logits over the temperature
-    uniform_nll: Array | None  # sum_c w_c (-log p_c) over the included classes
+    nll: Any  # sum_c q_c (-log p_c), for the label or the label probabilities q
+    logsumexp: Any  # of the logits over the temperature
+    uniform_nll: Any  # sum_c w_c (-log p_c) over the included classes
 
 
 class RowOptions(NamedTuple):

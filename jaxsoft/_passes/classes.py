@@ -26,7 +26,7 @@ from jaxsoft._core.logits import (
 from jaxsoft._core.mesh import Axes, is_class, row_max, row_sum
 from jaxsoft._passes import native
 from jaxsoft._passes.primitive import Pass
-from jaxsoft._passes.summary import FORMS, NO_RIDERS, Riders, of_all_devices
+from jaxsoft._passes.summary import NO_RIDERS, Riders, of_all_devices, of_forms
 
 
 def _included(logits: Logits, v: Array) -> Array:
@@ -61,7 +61,7 @@ def _forms(write, riders=lambda logits, linear: NO_RIDERS):
 
         return of_rows
 
-    return {name: form(reduce) for name, reduce in FORMS.items()}
+    return of_forms(form)
 
 
 def _values(logits, linear):

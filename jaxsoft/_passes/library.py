@@ -3,6 +3,8 @@
 import ctypes
 import functools
 import re
+import struct
+import sys
 import warnings
 from pathlib import Path
 
@@ -46,15 +48,17 @@ def is_loaded() -> bool:
 
 
 def library_path() -> Path | None:
-    """Beside this file; of an editable installation, where the build puts it."""
-    for folder in __import__("jaxsoft._passes").__path__:
-        path = Path(folder) / "_passes" / "jaxsoft_kernels.so"
+    """Beside this file, or where the build of an editable installation puts it."""
+    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:
+        path = Path(folder) / "jaxsoft_kernels.so"
         if path.exists():
             return path
     return None
 
 
 def _register(path: Path) -> None:
+    if _is_cut_short(path):
+        raise OSError("the file is incomplete")
     library = ctypes.CDLL(str(path))
     # JAX registers a library of newer headers without a word, and then raises in every
     # call, of other functions too. So the versions come first.
@@ -68,6 +72,17 @@ def _register(path: Path) -> None:
     for name, handler in handlers.items():
         capsule = jax.ffi.pycapsule(handler)
         jax.ffi.register_ffi_target(f"jaxsoft_{name}", capsule, platform="cpu")
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether the end of an ELF file is missing. To load one would end the process."""
+    content = path.read_bytes()
+    if not content.startswith(b"\x7fELF\x02"):  # of 64 bits
+        return False
+    # Its last part is a table: where it is, and the size and number of its entries.
+    (offset,) = struct.unpack_from("<Q", content.ljust(64, b"\0"), 0x28)
+    size, count = struct.unpack_from("<HH", content.ljust(64, b"\0"), 0x3A)
+    return len(content) < offset + size * count
 
 
 def _version_of_jaxlib() -> int:

@@ -104,6 +104,8 @@ def summary(axes: Axes, logits: Logits, riders: Any) -> Summary | None:
 
 def _knows(axes: Axes, logits: Logits) -> bool:
     x = logits.x
+    if not axes:
+        return False
     first = axes.from_the_start(x.ndim)
     in_order = tuple(first) == tuple(range(first[0], first[0] + len(first)))
     return in_order and x.ndim <= MOST_AXES and x.dtype.name in DTYPES

@@ -103,7 +103,7 @@ class Pass:
         return self._traced(types, axes, tree)[0]
 
     def _run(self, *leaves: Any, axes: Axes, tree: Any, form: str) -> Any:
-        config = jax.config
+        config: Any = jax.config
         if config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs:
             return self._flat(self.plain, axes, tree)(*leaves)
         return self._jitted(axes, tree, form)(*leaves)
@@ -157,8 +157,8 @@ class Pass:
                 out = out_tree.unflatten(results)
                 return jax.tree.leaves(self.smooth(axes, fixed, linear, out))
 
-            some = [[v[i] for i in moving] for v in (leaves, tangents)]
-            terms.append(jax.jvp(of_moving, *some)[1])
+            some, dots = ([v[i] for i in moving] for v in (leaves, tangents))
+            terms.append(jax.jvp(of_moving, some, dots)[1])
         if not terms:
             zeros = [ad.Zero(jax.typeof(v).to_tangent_aval()) for v in results]
             return results, zeros

@@ -9,8 +9,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from jaxsoft._core.logits import (
 from jaxsoft._core.mesh import Axes, device_sum, is_class, row_sum
 from jaxsoft._passes import native
 from jaxsoft._passes.merge import Summary, merge, of_nothing, seen_from
-from jaxsoft._passes.primitive import Pass
+from jaxsoft._passes.primitive import Form, Pass
 
 
 @functools.partial(
@@ -256,7 +256,13 @@ def over_devices(names: tuple[Hashable, ...], summary: Summary) -> Summary:
     return sums._replace(m=m, s=s, value=value, others=others)
 
 
-FORMS = {"plain": maximum_first, "merged": by_merge, "in_block": in_block}
+Reduction = Callable[[Axes, Logits, Riders], Reduced]
+
+
+def of_forms(form: Callable[[Reduction], Form]) -> dict[str, Any]:
+    """The forms of a pass, made of the three reductions."""
+    reductions = {"plain": maximum_first, "merged": by_merge, "in_block": in_block}
+    return {name: form(reduction) for name, reduction in reductions.items()}
 
 
 def _summary_in(reduce):
@@ -312,7 +318,7 @@ def _smooth_values(z, d, e, v, results, total):
 
 _summary = Pass(
     "summary",
-    **{name: _summary_in(reduce) for name, reduce in FORMS.items()},
+    **of_forms(_summary_in),
     native=_native_summary,
     smooth=_smooth,
 )

@@ -203,14 +203,14 @@ def _boltzmann_max_jit(x, where, temperature, axes, keepdims):
 #     dB/dtau = -sum_i p_i (d_i + U)^2
 def _boltzmann_value(axes, logits):
     row, _ = summarized(axes, logits)
-    below = row.sum(times_log(row.e, shifted(row.z, row.m, None)))
+    below = row.sum(times_log(row.exact_e, shifted(row.z, row.m, None)))
     b = row.sign * (row.m + below / (1 + row.s))
     return b.astype(logits.x.dtype), (row.m, row.s)
 
 
 def _boltzmann_pullback(axes, logits, kept, g):
     row = Row(axes, computed_anew(logits), *kept)
-    g, p = widened(g, row.s.dtype), row.p
+    g, p = widened(g, row.s.dtype), row.exact_e / (1 + row.s)
     d = jnp.where(p == 0, 0, shifted(row.z, row.m, row.t))
     above_mean = d - row.sum(p * d)  # d_i + U
     dx = row.to_x(product(g, row.sign * p * (1 + above_mean)))

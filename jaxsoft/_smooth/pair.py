@@ -29,7 +29,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._core.dtypes import within_range
-from jaxsoft._core.logits import exp_shifted, inverse_temperature, is_hard, times_log
+from jaxsoft._core.logits import (
+    exact_exp_shifted,
+    inverse_temperature,
+    is_hard,
+    times_log,
+)
 from jaxsoft._smooth.partials import rule_from_partials
 
 
@@ -43,7 +48,7 @@ def _oriented(x, y, tau):
 def exp_gap(x: Array, y: Array, tau: Array | None) -> Array:
     """e = exp(-|x - y|/|tau|); at tau = 0, 1 at ties and 0 elsewhere."""
     x, y = _oriented(x, y, tau)
-    return exp_shifted(jnp.minimum(x, y), jnp.maximum(x, y), tau)
+    return exact_exp_shifted(jnp.minimum(x, y), jnp.maximum(x, y), tau)
 
 
 def reciprocal(tau: Array | None) -> Array | float:

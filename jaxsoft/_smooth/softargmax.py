@@ -113,14 +113,14 @@ def _softargmax_jit(x, positions, where, temperature, axes, keepdims):
 # others: a_i - A would be a difference of nearly equal numbers.
 def _softargmax_value(axes, logits, positions):
     row, _ = summarized(axes, logits)
-    e = row.e
+    e = row.exact_e
     a = _positions_that_count(positions, e, axes)
     return row.sum(e * a) / (1 + row.s), (row.m, row.s)
 
 
 def _softargmax_pullback(axes, logits, positions, kept, g):
     row = Row(axes, computed_anew(logits), *kept)
-    p = row.p
+    p = row.exact_e / (1 + row.s)
     a = _positions_that_count(positions, p, axes)
     h = a - row.sum(jnp.where(p > 0.5, a, 0))
     slope = p * (h - row.sum(p * h))

@@ -77,19 +77,22 @@ class Run {
     });
   }
 
+  // Of rows side by side, one alone would decide how the others are rounded.
+  bool may_be_direct() const { return long_rows_ && !kTempered; }
+
   // A group whose rows are one tile, which stays in the cache.
   void whole(int64_t group, Memory& memory) const {
     Tile tile = tile_of(group, 0);
     Rows<A> rows;
     prepare(tile, rows);
-    load_logits(tile, rows, memory);
-    if (!job_.m) find_maximum(tile, memory.z, rows);
-    center(rows);
-    if (rows.any_infinite) replace_infinite(tile, rows, memory.z);
-    add_up_all<true>(tile, memory, rows);
+    Pieces<A> pieces = open(tile, rows, memory);
+    if (!job_.m) find_maximum(tile, pieces, rows);
+    center(rows, may_be_direct());
+    if (rows.any_infinite) pieces = open(tile, rows, memory);
+    add_up_all<true>(tile, pieces, memory, rows);
     Factors<A> factors;
     finish(tile, rows, factors);
-    if (job_.classes_out) write(tile, rows, factors, memory);
+    if (job_.classes_out) write(tile, pieces, rows, factors, memory);
   }
 
   void in_parts(int64_t group, Memory& memory) const {
@@ -97,7 +100,7 @@ class Run {
     prepare(tile_of(group, 0), rows);
     for (int64_t i = 0; i < tiles_ && !job_.m; ++i)
       maximum_of_part(tile_of(group, i), memory, rows);
-    center(rows);
+    center(rows, may_be_direct());
     clear_sums(rows);
     for (int64_t i = 0; i < tiles_; ++i) {
       Rows<A> part = rows;
@@ -128,7 +131,7 @@ class Run {
           rows[i / tiles_].top[lane] =
               std::max(rows[i / tiles_].top[lane], parts[i].top[lane]);
     }
-    for (Rows<A>& row : rows) center(row);
+    for (Rows<A>& row : rows) center(row, may_be_direct());
     for_each_tile(workers, [&](int64_t g, int64_t i, Memory& memory) {
       Rows<A>& part = parts[g * tiles_ + i] = rows[g];
       sums_of_part(tile_of(g, i), memory, part);
@@ -189,6 +192,7 @@ class Run {
   // The temperatures and, where they are given, the maxima.
   void prepare(const Tile& tile, Rows<A>& rows) const {
     constexpr int kN = kLanes<A>;
+    rows.any_infinite = false;
     std::fill_n(rows.top, kN, -kInfinity<A>);
     for (int lane = 0; lane < kN && (kTempered || job_.m); ++lane) {
       int64_t row = tile.first_row + std::min(lane, tile.rows - 1);
@@ -198,24 +202,60 @@ class Run {
     }
   }
 
+  static bool is_of_sums(const Array& array) {
+    return array.number ==
+           (sizeof(A) == sizeof(double) ? Number::kDouble : Number::kFloat);
+  }
+
+  // The logits of a tile, and a place for its results.
+  Pieces<A> open(const Tile& tile, const Rows<A>& rows, Memory& memory) const {
+    bool in_place = tile.is_long_row && !kTempered && !job_.where &&
+                    is_of_sums(job_.x) && !rows.any_infinite;
+    if (in_place) return open_in_place(tile, memory);
+    load_logits(tile, rows, memory);
+    if (rows.any_infinite) replace_infinite(tile, rows, memory.z);
+    return {{{memory.z, memory.v, memory.z, tile.steps}}, 1};
+  }
+
+  Pieces<A> open_in_place(const Tile& tile, Memory& memory) const {
+    int64_t first = tile.first_row * shape_.classes + tile.first_class;
+    const A* x = static_cast<const A*>(job_.x.data) + first;
+    A* out = job_.classes_out ? static_cast<A*>(job_.classes_out) + first : nullptr;
+    int64_t whole = tile.classes / kLanes<A>, begin = whole * kLanes<A>;
+    A *z = memory.z, *v = memory.v;
+    std::copy(x + begin, x + tile.classes, z + begin);
+    pad(tile, z, -kInfinity<A>);
+    Piece<A> last = {z + begin, v + begin, z + begin, 1};
+    return {{{x, v, out, whole}, last}, begin < tile.classes ? 2 : 1};
+  }
+
   void load_logits(const Tile& tile, const Rows<A>& rows, Memory& memory) const {
     A* z = memory.z;
     if (!tile.is_long_row) pad(tile, z, A{0});
     load_tile(job_.x, shape_, tile, z);
-    if constexpr (kTempered) {
-      write_all<A>(tile, z, [&](int lane) {
-        Vector<A> sign = load<Vector<A>>(rows.sign + lane);
-        return [=](int64_t at) { return load<Vector<A>>(z + at) * sign; };
-      });
-    }
+    if (kTempered) scale_all(tile, rows.sign, z);
     if (job_.where) mask_tile(job_.where, shape_, tile, z, -kInfinity<A>);
     if (tile.is_long_row) pad(tile, z, -kInfinity<A>);
   }
 
-  // Masked classes have the value 0; those of a tangent are that of d.
-  void load_values(const Array& array, const Tile& tile, const Rows<A>& rows,
-                   Memory& memory) const {
+  // Values beside the logits. Masked classes have the value 0, and the values of a
+  // tangent are those of d.
+  void open_values(const Array& array, const Tile& tile, const Rows<A>& rows,
+                   Memory& memory, Pieces<A>& pieces) const {
+    bool is_changed = kTempered || job_.where || job_.pass == Pass::kToRows ||
+                      array.class_stride != 1;
     A* v = memory.v;
+    pieces.list[0].v = v;
+    if (tile.is_long_row && is_of_sums(array) && !is_changed) {
+      int64_t begin = tile.classes / kLanes<A> * kLanes<A>;
+      const A* from = static_cast<const A*>(array.data) +
+                      offset_of(array, tile.first_row, shape_) + tile.first_class;
+      if (pieces.count == 2 || begin == tile.classes) {
+        pieces.list[0].v = from;
+        std::copy(from + begin, from + tile.classes, v + begin);
+        return pad(tile, v, A{0});
+      }
+    }
     pad(tile, v, A{0});
     load_tile(array, shape_, tile, v);
     if (kTempered && job_.pass == Pass::kLogSoftmaxPush)
@@ -226,33 +266,51 @@ class Run {
   }
 
   static void scale_all(const Tile& tile, const A* factor, A* numbers) {
-    write_all<A>(tile, numbers, [&](int lane) {
+    Pieces<A> pieces = {{{nullptr, nullptr, numbers, tile.steps}}, 1};
+    write_all<A>(pieces, [&](int lane) {
       Vector<A> here = load<Vector<A>>(factor + lane);
-      return [=](int64_t at) { return load<Vector<A>>(numbers + at) * here; };
+      return [=](const Piece<A>& piece, int64_t at) {
+        return load<Vector<A>>(piece.out + at) * here;
+      };
     });
   }
 
   void maximum_of_part(const Tile& tile, Memory& memory, Rows<A>& rows) const {
-    load_logits(tile, rows, memory);
-    find_maximum(tile, memory.z, rows);
+    find_maximum(tile, open(tile, rows, memory), rows);
   }
 
   void sums_of_part(const Tile& tile, Memory& memory, Rows<A>& rows) const {
-    load_centered(tile, rows, memory);
-    add_up_all<false>(tile, memory, rows);
+    Pieces<A> pieces = open(tile, rows, memory);
+    add_up_all<false>(tile, pieces, memory, rows);
   }
 
   void write_part(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
                   Memory& memory) const {
-    load_centered(tile, rows, memory);
-    if (job_.values) load_values(job_.values, tile, rows, memory);
-    if (is_of_e()) write_exponentials<A, kTempered>(tile, rows, memory.z);
-    write(tile, rows, factors, memory);
+    Pieces<A> pieces = open(tile, rows, memory);
+    if (job_.values) open_values(job_.values, tile, rows, memory, pieces);
+    if (is_of_e()) {
+      with_exponential(rows, [&](auto of) {
+        write_exponentials<A, typename decltype(of)::Type>(pieces, rows);
+      });
+    }
+    write(tile, pieces, rows, factors, memory);
   }
 
-  void load_centered(const Tile& tile, const Rows<A>& rows, Memory& memory) const {
-    load_logits(tile, rows, memory);
-    if (rows.any_infinite) replace_infinite(tile, rows, memory.z);
+  template <class T>
+  struct Tag {
+    using Type = T;
+  };
+
+  // f of the kind of exponential that the rows have.
+  template <class F>
+  static void with_exponential(const Rows<A>& rows, F f) {
+    if constexpr (kTempered) {
+      f(Tag<Tempered<A>>());
+    } else if (rows.is_direct) {
+      f(Tag<Direct<A>>());
+    } else {
+      f(Tag<Compensated<A>>());
+    }
   }
 
   // Whether what is written is made of e. Then e stays in a tile that is whole.
@@ -262,25 +320,36 @@ class Run {
   }
 
   template <bool kWhole>
-  void add_up_all(const Tile& tile, Memory& memory, Rows<A>& rows) const {
-    A *z = memory.z, *v = memory.v;
+  void add_up_all(const Tile& tile, Pieces<A>& pieces, Memory& memory,
+                  Rows<A>& rows) const {
     for (int i = 0; i < job_.coefficient_count; ++i) {
-      load_values(job_.coefficients[i], tile, rows, memory);
-      sum_coefficient(tile, z, v, i, rows);
+      open_values(job_.coefficients[i], tile, rows, memory, pieces);
+      sum_coefficient(tile, pieces, i, rows);
     }
-    if (job_.with_e_d) sum_e_d<A, kTempered>(tile, z, rows);
-    if (job_.values) load_values(job_.values, tile, rows, memory);
+    if (job_.values) open_values(job_.values, tile, rows, memory, pieces);
+    if (job_.labels && job_.pass == Pass::kToRows)
+      take_label_values(tile, memory.v, rows);
+    with_exponential(rows, [&](auto of) {
+      add_up_exponentials<typename decltype(of)::Type, kWhole>(tile, pieces, rows);
+    });
+  }
+
+  template <class Exponential, bool kWhole>
+  void add_up_exponentials(const Tile& tile, const Pieces<A>& pieces,
+                           Rows<A>& rows) const {
     bool stays = kWhole && is_of_e();
+    if (job_.with_e_d) sum_e_d<A, Exponential>(tile, pieces, rows);
     if (job_.pass == Pass::kToClasses) return;
     if (job_.pass == Pass::kToRows) {
-      if (job_.labels) take_label_values(tile, v, rows);
-      sum_weighted<A, kTempered>(tile, z, v, rows);
+      sum_weighted<A, Exponential>(tile, pieces, rows);
+    } else if (job_.values && stays) {
+      sum_tail_and_values<A, Exponential, true>(tile, pieces, rows);
     } else if (job_.values) {
-      stays ? sum_tail_and_values<A, kTempered, true>(tile, z, v, rows)
-            : sum_tail_and_values<A, kTempered, false>(tile, z, v, rows);
+      sum_tail_and_values<A, Exponential, false>(tile, pieces, rows);
+    } else if (stays) {
+      sum_tail<A, Exponential, true>(tile, pieces, rows);
     } else {
-      stays ? sum_tail<A, kTempered, true>(tile, z, rows)
-            : sum_tail<A, kTempered, false>(tile, z, rows);
+      sum_tail<A, Exponential, false>(tile, pieces, rows);
     }
   }
 
@@ -297,6 +366,7 @@ class Run {
   }
 
   void finish(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) const {
+    factors.limit = largest();
     switch (job_.pass) {
       case Pass::kSoftmax:
         return set_inverse(tile, rows, factors);
@@ -309,7 +379,8 @@ class Run {
       case Pass::kToClasses:
         for (int lane = 0; lane < tile.rows; ++lane) {
           A sign = kTempered ? rows.sign[lane] : A{1};
-          factors.scale[lane] = sign * number_of(job_.scale, tile.first_row + lane);
+          double scale = number_of(job_.scale, tile.first_row + lane);
+          factors.scale[lane] = sign * static_cast<A>(scale * rows.factor[lane]);
         }
         return spread(tile, factors.scale);
       case Pass::kToRows:
@@ -369,39 +440,49 @@ class Run {
     return kTempered ? z * rows.sign[lane] : z;
   }
 
-  void write(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
-             Memory& memory) const {
-    A* z = memory.z;
-    const A* v = memory.v;
+  void write(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
+             const Factors<A>& factors, Memory& memory) const {
     switch (job_.pass) {
       case Pass::kSoftmax:
-        write_softmax(tile, factors, z);
+        write_softmax(pieces, factors);
         break;
       case Pass::kLogSoftmax:
-        write_log_softmax<A, kTempered>(tile, rows, factors, z);
+        with_exponential(rows, [&](auto of) {
+          write_log_softmax<A, typename decltype(of)::Type>(pieces, rows, factors);
+        });
         break;
       case Pass::kSoftmaxPull:
-        write_softmax_pull<A, kTempered>(tile, rows, factors, v, z);
+        write_softmax_pull<A, kTempered>(pieces, rows, factors);
         break;
       case Pass::kLogSoftmaxPull:
-        write_log_softmax_pull<A, kTempered>(tile, rows, factors, v, z);
+        write_log_softmax_pull<A, kTempered>(pieces, rows, factors);
         break;
       case Pass::kLogSoftmaxPush:
-        write_log_softmax_push(tile, factors, v, z);
+        write_log_softmax_push(pieces, factors);
         break;
       case Pass::kToClasses:
-        write_to_classes<A, kTempered>(tile, rows, factors, z);
-        if (job_.labels) write_labels(tile, rows, z);
+        with_exponential(rows, [&](auto of) {
+          write_to_classes<A, typename decltype(of)::Type>(pieces, rows, factors);
+        });
+        if (job_.labels) write_labels(tile, pieces, rows, factors.limit, memory);
         break;
       default:
         break;
     }
-    bool is_derivative = job_.pass != Pass::kSoftmax && job_.pass != Pass::kLogSoftmax;
-    if (is_derivative) {
-      clamp_all(tile, largest(), z);
-      if (job_.where) mask_tile(job_.where, shape_, tile, z, A{0});
+    close(tile, pieces, memory);
+  }
+
+  // The results that are not in place.
+  void close(const Tile& tile, const Pieces<A>& pieces, Memory& memory) const {
+    if (pieces.list[0].out != memory.z) {
+      int64_t begin = pieces.list[0].steps * kLanes<A>;
+      std::copy(memory.z + begin, memory.z + tile.classes, pieces.list[0].out + begin);
+      return;
     }
-    store_tile(z, shape_, tile, result_);
+    bool is_derivative = job_.pass != Pass::kSoftmax && job_.pass != Pass::kLogSoftmax;
+    if (is_derivative && job_.where)
+      mask_tile(job_.where, shape_, tile, memory.z, A{0});
+    store_tile(memory.z, shape_, tile, result_);
   }
 
   // The largest number of the dtype of the results.
@@ -411,13 +492,17 @@ class Run {
     return std::numeric_limits<A>::max();
   }
 
-  void write_labels(const Tile& tile, const Rows<A>& rows, A* dz) const {
+  void write_labels(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
+                    A limit, Memory& memory) const {
     for (int lane = 0; lane < tile.rows; ++lane) {
       int64_t row = tile.first_row + lane;
       int64_t label = label_of(row);
       if (!has_class(tile, label)) continue;
-      A sign = kTempered ? rows.sign[lane] : A{1};
-      dz[index_of(tile, label, lane)] = sign * number_of(job_.at_label, row);
+      A dz = (kTempered ? rows.sign[lane] : A{1}) * number_of(job_.at_label, row);
+      int64_t at = index_of(tile, label, lane);
+      const Piece<A>& first = pieces.list[0];
+      A* out = at < first.steps * kLanes<A> ? first.out : memory.z;
+      out[at] = dz < -limit ? -limit : dz > limit ? limit : dz;
     }
   }
 

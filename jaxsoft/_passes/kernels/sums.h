@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cmath>
+#include <initializer_list>
 
 #include "tiles.h"
 
@@ -38,6 +39,14 @@ struct Rows {
   alignas(64) A top[kN];  // max z
   alignas(64) A m[kN];    // the same, 0 if it is infinite
   bool any_infinite;      // some maximum is +inf
+  bool is_direct;         // the exponentials are those of `Direct`
+
+  // What the exponentials of a row are to be multiplied by.
+  double factor[kN];
+  alignas(64) A float_factor[kN];
+  alignas(64) A per_factor[kN];
+  // With k the exponent of a power of 2 below exp(m): the bias of an exponent, less k.
+  alignas(64) typename Traits<A>::Integer bias[kN];
 
   // The temperature: its sign, 1/t in two parts of which the first has half the digits,
   // for differences that were multiplied by a scale; and whether tau is 0.
@@ -89,44 +98,116 @@ void set_temperature(Rows<A>& rows, int lane, A tau) {
   rows.per_tau[lane] = is_hard ? A{0} : rows.sign[lane] / t;
 }
 
-// d of a vector of lanes, as two numbers.
-template <class A, bool kTempered>
-class Shift {
+// Three ways to e for a vector of lanes. They have
+//
+//     m()     the maximum;   d(z)    (z - m)/t;   e(z)    exp(d), over the row's
+//     factor.
+
+// Without a temperature, for maxima that are not huge. With k log 2 just below m,
+//
+//     exp(z - m) = exp(z - k log 2) factor        factor = exp(k log 2 - m)
+//
+// and z itself is reduced: no difference is rounded.
+template <class A>
+class Direct {
  public:
   using V = Vector<A>;
+  using T = Traits<A>;
 
-  Shift(const Rows<A>& rows, int lane) : m_(load<V>(rows.m + lane)) {
-    if constexpr (kTempered) {
-      scale_ = load<V>(rows.scale + lane);
-      high_ = load<V>(rows.per_t_high + lane);
-      low_ = load<V>(rows.per_t_low + lane);
-      is_hard_ = load<V>(rows.is_hard + lane) != A{0};
-    }
-  }
+  Direct(const Rows<A>& rows, int lane)
+      : m_(load<V>(rows.m + lane)),
+        least_(m_ + T::kLeastExponent),
+        most_(m_ + (T::kMostExponent - A{1})),
+        bias_(load<Mask<A>>(rows.bias + lane)) {}
 
   V m() const { return m_; }
+  V d(V z) const { return z - m_; }
 
-  TwoPart<A> operator()(V z) const {
-    TwoPart<A> gap = difference<A>(z, m_);
-    if constexpr (!kTempered) return gap;
-    V minus_infinity = splat(-kInfinity<A>);
-    V upper = upper_half<A, Mask<A>>(gap.high * scale_);
-    V lower = gap.high * scale_ - upper;
-    V product = upper * high_;  // exact
-    V error =
-        (upper * low_ + lower * high_) + (lower * low_ + gap.rest * scale_ * high_);
-    V high = product + error;
-    TwoPart<A> d = {high, (product - high) + error};
-    d.high = gap.high == minus_infinity ? minus_infinity : d.high;
-    V hard = gap.high < A{0} ? minus_infinity : gap.high;
-    d.high = is_hard_ ? hard : d.high;
-    d.rest = is_hard_ ? V{} : d.rest;
-    return d;
+  V e(V z) const {
+    auto is_zero = z < least_;
+    V bounded = z > most_ ? most_ : z;
+    V shifted = bounded * T::kLog2OfE + T::kToNearest;
+    V n = shifted - T::kToNearest;
+    V f = (bounded - n * T::kLog2High) - n * T::kLog2Low;
+    V e = scaled_exponential<A>(f, shifted, bias_);
+    return is_zero ? V{} : e;
   }
 
  private:
-  V m_ = {}, scale_ = {}, high_ = {}, low_ = {};
-  Mask<A> is_hard_ = {};
+  V m_, least_, most_;
+  Mask<A> bias_;
+};
+
+// Without a temperature: the rounding of z - m goes into the exponential.
+template <class A>
+class Compensated {
+ public:
+  using V = Vector<A>;
+
+  Compensated(const Rows<A>& rows, int lane) : m_(load<V>(rows.m + lane)) {}
+
+  V m() const { return m_; }
+  V d(V z) const { return z - m_; }
+  V e(V z) const { return exponential<A>(difference<A>(z, m_)); }
+
+ private:
+  V m_;
+};
+
+// With a temperature. The quotient is a number and a rest too.
+template <class A>
+class Tempered {
+ public:
+  using V = Vector<A>;
+
+  Tempered(const Rows<A>& rows, int lane)
+      : m_(load<V>(rows.m + lane)),
+        scale_(load<V>(rows.scale + lane)),
+        high_(load<V>(rows.per_t_high + lane)),
+        low_(load<V>(rows.per_t_low + lane)),
+        is_hard_(load<V>(rows.is_hard + lane) != A{0}) {}
+
+  V m() const { return m_; }
+  V d(V z) const { return quotient(z).high; }
+  V e(V z) const { return exponential<A>(quotient(z)); }
+
+ private:
+  TwoPart<A> quotient(V z) const {
+    TwoPart<A> gap = difference<A>(z, m_);
+    V minus_infinity = splat(-kInfinity<A>);
+    V scaled = gap.high * scale_;
+    V upper = upper_half<A, Mask<A>>(scaled), lower = scaled - upper;
+    V product = upper * high_;  // exact
+    V error =
+        (upper * low_ + lower * high_) + (lower * low_ + gap.rest * scale_ * high_);
+    V sum = product + error;
+    V hard = gap.high < A{0} ? minus_infinity : gap.high;
+    V soft = gap.high == minus_infinity ? minus_infinity : sum;
+    return {is_hard_ ? hard : soft, is_hard_ ? V{} : (product - sum) + error};
+  }
+
+  V m_, scale_, high_, low_;
+  Mask<A> is_hard_;
+};
+
+// The numbers of a tile: `z` and `v` are read and `out` is written, at the same
+// offsets. They lie in the caller's arrays where these are of A, and for the last
+// numbers of a long row, fewer than there are lanes, in a buffer.
+template <class A>
+struct Piece {
+  const A* z;
+  const A* v;
+  A* out;
+  int64_t steps;
+};
+
+template <class A>
+struct Pieces {
+  Piece<A> list[2];
+  int count;
+
+  const Piece<A>* begin() const { return list; }
+  const Piece<A>* end() const { return list + count; }
 };
 
 // The terms of a block: sums, and how many classes are at the maximum.
@@ -142,23 +223,25 @@ inline void add_lanes(double* lanes, int count) {
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
 }
 
-// The named sums of all lanes, of what term(offset, terms) adds to `terms` for the
-// vector of numbers at this offset in the tile; make_term(lane) gives it. Where
-// kCountsTies, the number of ties as well.
+// The named sums of all lanes, of what term(piece, offset, terms) adds to `terms` for
+// the vector of numbers at this offset; make_term(lane) gives it. Where kCountsTies,
+// the number of ties as well.
 template <class A, bool kCountsTies, int kCount, class MakeTerm>
-void add_up(const Tile& tile, Rows<A>& rows, const int (&names)[kCount],
-            MakeTerm make_term) {
+void add_up(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows,
+            const int (&names)[kCount], MakeTerm make_term) {
   constexpr int kTermsPerBlock = 8;
   constexpr int kN = kLanes<A>, kW = kWidth<A>;
   for (int lane = 0; lane < kN; lane += kW) {
     auto term = make_term(lane);
     Sum<A> sums[kCount];
     Terms<A, kCount> block;
-    for (int64_t step = 0; step < tile.steps; step += kTermsPerBlock) {
-      int64_t end = std::min(step + kTermsPerBlock, tile.steps);
-      for (Vector<A>& sum : block.sum) sum = Vector<A>{};
-      for (int64_t k = step; k < end; ++k) term(k * kN + lane, block);
-      for (int i = 0; i < kCount; ++i) sums[i].add(block.sum[i]);
+    for (const Piece<A>& piece : pieces) {
+      for (int64_t step = 0; step < piece.steps; step += kTermsPerBlock) {
+        int64_t end = std::min(step + kTermsPerBlock, piece.steps);
+        for (Vector<A>& sum : block.sum) sum = Vector<A>{};
+        for (int64_t k = step; k < end; ++k) term(piece, k * kN + lane, block);
+        for (int i = 0; i < kCount; ++i) sums[i].add(block.sum[i]);
+      }
     }
     for (int i = 0; i < kCount; ++i) sums[i].store_to(rows.sums[names[i]] + lane);
     if (kCountsTies)
@@ -169,15 +252,25 @@ void add_up(const Tile& tile, Rows<A>& rows, const int (&names)[kCount],
   if (kCountsTies) add_lanes(rows.sums[kTies], kN);
 }
 
+// The sums that were made of exponentials, in full.
 template <class A>
-void find_maximum(const Tile& tile, const A* z, Rows<A>& rows) {
+void multiply_sums(Rows<A>& rows, std::initializer_list<int> names) {
+  if (!rows.is_direct) return;
+  for (int name : names)
+    for (int lane = 0; lane < kLanes<A>; ++lane)
+      rows.sums[name][lane] *= rows.factor[lane];
+}
+
+template <class A>
+void find_maximum(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   constexpr int kN = kLanes<A>, kW = kWidth<A>;
   using V = Vector<A>;
   V top[kN / kW];
   for (int i = 0; i < kN / kW; ++i) top[i] = load<V>(rows.top + i * kW);
-  for (int64_t step = 0; step < tile.steps; ++step)
-    for (int i = 0; i < kN / kW; ++i)
-      top[i] = larger(load<V>(z + step * kN + i * kW), top[i]);
+  for (const Piece<A>& piece : pieces)
+    for (int64_t step = 0; step < piece.steps; ++step)
+      for (int i = 0; i < kN / kW; ++i)
+        top[i] = larger(load<V>(piece.z + step * kN + i * kW), top[i]);
   for (int i = 0; i < kN / kW; ++i) store(rows.top + i * kW, top[i]);
   if (!tile.is_long_row) return;
   A most = *std::max_element(rows.top, rows.top + kN);
@@ -194,98 +287,138 @@ void replace_infinite(const Tile& tile, const Rows<A>& rows, A* z) {
   }
 }
 
+// exp(-x) for 0 <= x < 1.
+inline double exp_of_minus(double, double x) { return std::exp(-x); }
+
+// For float, within 2^-34, and without a branch: a loop of it is one of vectors.
+inline double exp_of_minus(float, double x) {
+  double y = x * -0.25, series = 1;
+  for (double inverse : {1. / 8, 1. / 7, 1. / 6, 1. / 5, 1. / 4, 1. / 3, 1. / 2, 1.})
+    series = 1 + y * inverse * series;
+  series *= series;
+  return series * series;
+}
+
+// From the maxima to what `Direct` asks for. False if one of them is too large for it.
 template <class A>
-void center(Rows<A>& rows) {
+bool set_factors(Rows<A>& rows) {
+  using T = Traits<A>;
+  bool all_small = true;
+  for (A m : rows.m) all_small &= std::abs(m) < T::kMostDirect;
+  if (!all_small) return false;
+  for (int lane = 0; lane < kLanes<A>; ++lane) {
+    double m = rows.m[lane];
+    double k = std::floor(m * Traits<double>::kLog2OfE);
+    double above = (m - k * Traits<double>::kLog2High) - k * Traits<double>::kLog2Low;
+    rows.factor[lane] = exp_of_minus(A{}, above);
+    rows.float_factor[lane] = static_cast<A>(rows.factor[lane]);
+    rows.per_factor[lane] = static_cast<A>(1 / rows.factor[lane]);
+    rows.bias[lane] =
+        T::kBias - static_cast<typename T::Integer>(static_cast<int32_t>(k));
+  }
+  return true;
+}
+
+template <class A>
+void center(Rows<A>& rows, bool may_be_direct) {
   rows.any_infinite = false;
   for (int lane = 0; lane < kLanes<A>; ++lane) {
     A top = rows.top[lane];
     rows.any_infinite |= top == kInfinity<A>;
     rows.m[lane] = std::isinf(top) ? A{0} : top;
   }
+  rows.is_direct = may_be_direct && set_factors(rows);
+  if (rows.is_direct) return;
+  std::fill_n(rows.factor, kLanes<A>, 1.0);
+  std::fill_n(rows.float_factor, kLanes<A>, A{1});
+  std::fill_n(rows.per_factor, kLanes<A>, A{1});
 }
 
-// The tail; e takes the place of the logits where it `stays`.
-template <class A, bool kTempered, bool kStays>
-void sum_tail(const Tile& tile, A* z, Rows<A>& rows) {
+// The tail. Where it `stays`, e over the row's factor is written.
+template <class A, class Exponential, bool kStays>
+void sum_tail(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A, true>(tile, rows, {kTail}, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at, Terms<A, 1>& terms) {
-      V here = load<V>(z + at);
-      V e = exponential<A>(shift(here));
-      auto is_top = here == shift.m();
-      if (kStays) store(z + at, is_top ? splat(A{1}) : e);
+  add_up<A, true>(tile, pieces, rows, {kTail}, [&](int lane) {
+    Exponential exponential(rows, lane);
+    V at_top = load<V>(rows.per_factor + lane);
+    return [=](const Piece<A>& piece, int64_t at, Terms<A, 1>& terms) {
+      V z = load<V>(piece.z + at), e = exponential.e(z);
+      auto is_top = z == exponential.m();
+      if (kStays) store(piece.out + at, is_top ? at_top : e);
       terms.sum[0] += is_top ? V{} : e;
       terms.ties -= is_top;
     };
   });
+  multiply_sums(rows, {kTail});
 }
 
 // The same, and what the passes with values ask for.
-template <class A, bool kTempered, bool kStays>
-void sum_tail_and_values(const Tile& tile, A* z, const A* v, Rows<A>& rows) {
+template <class A, class Exponential, bool kStays>
+void sum_tail_and_values(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   using V = Vector<A>;
   constexpr int kNames[] = {kTail, kWeighted, kOthers, kTopValues, kSizes};
-  add_up<A, true>(tile, rows, kNames, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at, Terms<A, 5>& terms) {
-      V here = load<V>(z + at), value = load<V>(v + at);
-      auto is_top = here == shift.m();
-      V e = exponential<A>(shift(here));
-      if (kStays) store(z + at, is_top ? splat(A{1}) : e);
+  add_up<A, true>(tile, pieces, rows, kNames, [&](int lane) {
+    Exponential exponential(rows, lane);
+    V at_top = load<V>(rows.per_factor + lane);
+    return [=](const Piece<A>& piece, int64_t at, Terms<A, 5>& terms) {
+      V z = load<V>(piece.z + at), v = load<V>(piece.v + at), e = exponential.e(z);
+      auto is_top = z == exponential.m();
+      auto is_zero = v == A{0};
+      if (kStays) store(piece.out + at, is_top ? at_top : e);
       e = is_top ? V{} : e;
       terms.sum[0] += e;
-      terms.sum[1] += value == A{0} ? V{} : e * value;
-      terms.sum[2] += is_top ? V{} : value;
-      terms.sum[3] += is_top ? value : V{};
-      terms.sum[4] += value == A{0} ? V{} : splat(A{1});
+      terms.sum[1] += is_zero ? V{} : e * v;
+      terms.sum[2] += is_top ? V{} : v;
+      terms.sum[3] += is_top ? v : V{};
+      terms.sum[4] += is_zero ? V{} : splat(A{1});
       terms.ties -= is_top;
     };
   });
+  multiply_sums(rows, {kTail, kWeighted});
 }
 
-template <class A, bool kTempered>
-void sum_e_d(const Tile& tile, const A* z, Rows<A>& rows) {
+template <class A, class Exponential>
+void sum_e_d(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A, false>(tile, rows, {kEd}, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at, Terms<A, 1>& terms) {
-      V here = load<V>(z + at);
-      TwoPart<A> d = shift(here);
-      V e = exponential<A>(d);
-      terms.sum[0] += (here == shift.m()) | (e == A{0}) ? V{} : e * d.high;
+  add_up<A, false>(tile, pieces, rows, {kEd}, [&](int lane) {
+    Exponential exponential(rows, lane);
+    return [=](const Piece<A>& piece, int64_t at, Terms<A, 1>& terms) {
+      V z = load<V>(piece.z + at), e = exponential.e(z);
+      auto is_nothing = (z == exponential.m()) | (e == A{0});
+      terms.sum[0] += is_nothing ? V{} : e * exponential.d(z);
     };
   });
+  multiply_sums(rows, {kEd});
 }
 
-// Sums of q, and of q (z - m), for the i-th coefficient.
+// Sums of q, and of q (z - m), for the i-th coefficient, which is v.
 template <class A>
-void sum_coefficient(const Tile& tile, const A* z, const A* q, int i, Rows<A>& rows) {
+void sum_coefficient(const Tile& tile, const Pieces<A>& pieces, int i, Rows<A>& rows) {
   using V = Vector<A>;
   int first = kCoefficient + 2 * i;
-  add_up<A, false>(tile, rows, {first, first + 1}, [&](int lane) {
+  add_up<A, false>(tile, pieces, rows, {first, first + 1}, [&](int lane) {
     V m = load<V>(rows.m + lane);
-    return [=](int64_t at, Terms<A, 2>& terms) {
-      V gap = load<V>(z + at) - m, here = load<V>(q + at);
-      auto is_nothing = (here == A{0}) & (gap == -kInfinity<A>);
-      terms.sum[0] += here;
-      terms.sum[1] += is_nothing ? V{} : here * gap;
+    return [=](const Piece<A>& piece, int64_t at, Terms<A, 2>& terms) {
+      V gap = load<V>(piece.z + at) - m, q = load<V>(piece.v + at);
+      auto is_nothing = (q == A{0}) & (gap == -kInfinity<A>);
+      terms.sum[0] += q;
+      terms.sum[1] += is_nothing ? V{} : q * gap;
     };
   });
 }
 
 // Sum of v e, which is 0 where v is, about a maximum that was given.
-template <class A, bool kTempered>
-void sum_weighted(const Tile& tile, const A* z, const A* v, Rows<A>& rows) {
+template <class A, class Exponential>
+void sum_weighted(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A, false>(tile, rows, {kWeighted}, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at, Terms<A, 1>& terms) {
-      V value = load<V>(v + at);
-      V e = exponential<A>(shift(load<V>(z + at)));
-      terms.sum[0] += value == A{0} ? V{} : value * e;
+  add_up<A, false>(tile, pieces, rows, {kWeighted}, [&](int lane) {
+    Exponential exponential(rows, lane);
+    return [=](const Piece<A>& piece, int64_t at, Terms<A, 1>& terms) {
+      V v = load<V>(piece.v + at), e = exponential.e(load<V>(piece.z + at));
+      terms.sum[0] += v == A{0} ? V{} : v * e;
     };
   });
+  multiply_sums(rows, {kWeighted});
 }
 
 }  // namespace

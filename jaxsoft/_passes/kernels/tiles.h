@@ -92,9 +92,11 @@ void walk_rows(const Array& array, const Shape& shape, const Tile& tile, T* data
         on_vector(first + c * stride + lane, to + c * kN + lane);
     return;
   }
+  bool is_even = shape.inner == 1 && array.groups == 1;
   for (int lane = 0; lane < tile.rows; ++lane) {
-    T* from = data + offset_of(array, tile.first_row + lane, shape) +
-              tile.first_class * stride;
+    T* from = is_even ? first + lane * array.group_stride[0]
+                      : data + offset_of(array, tile.first_row + lane, shape) +
+                            tile.first_class * stride;
     for (int64_t c = 0; c < tile.classes; ++c)
       on_number(from + c * stride, to + c * kN + lane);
   }

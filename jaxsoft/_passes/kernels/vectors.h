@@ -20,6 +20,12 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+constexpr bool kHasFma = true;
+#else
+constexpr bool kHasFma = false;
+#endif
+
 // Numbers in a vector.
 template <class A>
 constexpr int kWidth = kVectorBytes / int{sizeof(A)};
@@ -30,6 +36,7 @@ struct Traits;
 template <>
 struct Traits<float> {
   using Vector __attribute__((vector_size(kVectorBytes))) = float;
+  using Integer = int32_t;
   using Mask __attribute__((vector_size(kVectorBytes))) = int32_t;
   using Flags __attribute__((vector_size(kVectorBytes / 4))) = uint8_t;
   static constexpr int kMantissaBits = 23;
@@ -41,6 +48,8 @@ struct Traits<float> {
   static constexpr float kLog2Low = 0x1.7f7d1cp-20f;
   static constexpr float kLeastExponent = -0x1.5d589ep+6f;  // exp of it is normal
   static constexpr float kMostExponent = 89.0f;             // exp of it is infinite
+  // Up to this size of a maximum the logits near it are reduced exactly.
+  static constexpr float kMostDirect = kHasFma ? 0x1p15f : 256.0f;
   // (exp(f) - 1 - f)/f^2 for |f| <= log(2)/2, within 0.2 * 2^-24 of exp(f).
   static constexpr float kSeries[] = {0x1.6d11fdp-10f, 0x1.120c62p-7f, 0x1.555518p-5f,
                                       0x1.5554dcp-3f, 0.5f};
@@ -51,6 +60,7 @@ struct Traits<float> {
 template <>
 struct Traits<double> {
   using Vector __attribute__((vector_size(kVectorBytes))) = double;
+  using Integer = int64_t;
   using Mask __attribute__((vector_size(kVectorBytes))) = int64_t;
   using Flags __attribute__((vector_size(kVectorBytes / 8))) = uint8_t;
   static constexpr int kMantissaBits = 52;
@@ -61,6 +71,7 @@ struct Traits<double> {
   static constexpr double kLog2Low = 0x1.3de6af278ece6p-42;
   static constexpr double kLeastExponent = -0x1.6232bdd7abcdp+9;
   static constexpr double kMostExponent = 710.0;
+  static constexpr double kMostDirect = kHasFma ? 0x1p15 : 512.0;
   // Within 0.2 * 2^-53 of exp(f).
   static constexpr double kSeries[] = {0x1.af39789bfd689p-26, 0x1.28922d8c8d4fbp-22,
                                        0x1.71de0d573888bp-19, 0x1.a019b87f7a6e9p-16,
@@ -132,6 +143,20 @@ inline V upper_half(V v) {
   return v;
 }
 
+// exp(f) 2^n for |f| <= log(2)/2, within 0.7 ulp, where the low bits of `shifted` are
+// n, and `bias` is that of an exponent.
+template <class A>
+inline Vector<A> scaled_exponential(Vector<A> f, Vector<A> shifted, Mask<A> bias) {
+  using T = Traits<A>;
+  Vector<A> series = splat(T::kSeries[0]);
+  for (size_t i = 1; i < std::size(T::kSeries); ++i)
+    series = series * f + T::kSeries[i];
+  Vector<A> mantissa = (series * (f * f) + f) + A{1};
+  // What is above the low bits leaves the number.
+  Mask<A> exponent = (load<Mask<A>>(&shifted) + bias) << T::kMantissaBits;
+  return mantissa * load<Vector<A>>(&exponent);
+}
+
 // exp(high + rest), within 0.7 ulp for a rest of an ulp. 0 where the result would be
 // subnormal: XLA has the processor flush such numbers.
 template <class A>
@@ -143,13 +168,7 @@ inline Vector<A> exponential(TwoPart<A> d) {
   V shifted = high * T::kLog2OfE + T::kToNearest;
   V n = shifted - T::kToNearest;
   V f = ((high - n * T::kLog2High) - n * T::kLog2Low) + d.rest;
-  V series = splat(T::kSeries[0]);
-  for (size_t i = 1; i < std::size(T::kSeries); ++i)
-    series = series * f + T::kSeries[i];
-  V mantissa = (series * (f * f) + f) + A{1};
-  // The low bits of `shifted` are n; those above them leave the number.
-  Mask<A> exponent = (load<Mask<A>>(&shifted) + T::kBias) << T::kMantissaBits;
-  V e = mantissa * load<V>(&exponent);
+  V e = scaled_exponential<A>(f, shifted, T::kBias - Mask<A>{});
   return is_zero ? V{} : e;
 }
 

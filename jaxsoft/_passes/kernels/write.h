@@ -45,17 +45,19 @@ inline double log1p_for(float, double s) {
   constexpr int64_t kRootOfHalf = 0x3fe6a09e667f3bcd;
   constexpr int64_t kBitsOf2To52 = 0x4330000000000000;
   // 1 + s = mantissa 2^exponent, with a mantissa in [sqrt(1/2), sqrt(2)).
-  int64_t bits = bits_of<int64_t>(1 + s);
+  bool is_finite = s - s == 0;
+  int64_t bits = bits_of<int64_t>(1 + (is_finite ? s : 0));
   int64_t field = (bits - kRootOfHalf + (int64_t{1023} << 52)) >> 52;
   double mantissa = bits_of<double>(bits - ((field - 1023) << 52));
   double exponent = bits_of<double>(field | kBitsOf2To52) - (0x1p52 + 1023);
   double y = (mantissa - 1) / (mantissa + 1);
   double y2 = y * y;
   double series = 1.0 / 11;
-  for (double odd : {9.0, 7.0, 5.0, 3.0}) series = series * y2 + 1 / odd;
+  for (double inverse : {1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3})
+    series = series * y2 + inverse;
   double log = exponent * 0x1.62e42fefa39efp-1 + 2 * (y + y * y2 * series);
   double log_of_small = s - s * s * (0.5 - s * (1.0 / 3));
-  return s < 1e-4 ? log_of_small : s - s == 0 ? log : s;
+  return s < 1e-4 ? log_of_small : is_finite ? log : s;
 }
 
 // By lane, what the loops that write ask for.
@@ -63,15 +65,17 @@ template <class A>
 struct Factors {
   static constexpr int kN = kLanes<A>;
 
-  alignas(64) A inverse[kN];    // 1/(1 + s)
+  alignas(64) A per_total[kN];  // factor/(1 + s): p over e, as it is written
   alignas(64) A log_total[kN];  // log(1 + s)
+  alignas(64) A inverse[kN];    // 1/(1 + s)
   alignas(64) A s[kN];
   alignas(64) A value[kN];
   alignas(64) A mean[kN];  // of v - value under p
   alignas(64) A others[kN];
   alignas(64) A is_sure[kN];  // 1 or 0
   alignas(64) A is_zero[kN];  // 1 where the row of results is 0, or 0
-  alignas(64) A scale[kN];    // of the pass to_classes
+  alignas(64) A scale[kN];    // of the pass to_classes, times the factor
+  A limit;                    // the largest number of the dtype of the results
 };
 
 template <class A>
@@ -81,9 +85,13 @@ void spread(const Tile& tile, A* lanes) {
 
 template <class A>
 void set_inverse(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
-  for (int lane = 0; lane < kLanes<A>; ++lane)
-    factors.inverse[lane] = static_cast<A>(1 / (1 + tail_of(rows, lane)));
+  for (int lane = 0; lane < kLanes<A>; ++lane) {
+    double inverse = 1 / (1 + tail_of(rows, lane));
+    factors.inverse[lane] = static_cast<A>(inverse);
+    factors.per_total[lane] = static_cast<A>(inverse * rows.factor[lane]);
+  }
   spread(tile, factors.inverse);
+  spread(tile, factors.per_total);
 }
 
 template <class A>
@@ -113,71 +121,76 @@ void set_about_values(const Tile& tile, const Rows<A>& rows, Factors<A>& factors
     spread(tile, lanes);
 }
 
-// write(offset) in place of every vector of numbers; make_write(lane) gives it.
-template <class A, class Write>
-void write_all(const Tile& tile, A* numbers, Write make_write) {
+// write(piece, offset) for every vector of numbers; make_write(lane) gives it.
+template <class A, class MakeWrite>
+void write_all(const Pieces<A>& pieces, MakeWrite make_write) {
   for (int lane = 0; lane < kLanes<A>; lane += kWidth<A>) {
     auto write = make_write(lane);
-    for (int64_t step = 0; step < tile.steps; ++step) {
-      int64_t at = step * kLanes<A> + lane;
-      store(numbers + at, write(at));
+    for (const Piece<A>& piece : pieces) {
+      for (int64_t step = 0; step < piece.steps; ++step) {
+        int64_t at = step * kLanes<A> + lane;
+        store(piece.out + at, write(piece, at));
+      }
     }
   }
 }
 
-// e in place of the logits.
-template <class A, bool kTempered>
-void write_exponentials(const Tile& tile, const Rows<A>& rows, A* z) {
+// e over the row's factor.
+template <class A, class Exponential>
+void write_exponentials(const Pieces<A>& pieces, const Rows<A>& rows) {
   using V = Vector<A>;
-  write_all<A>(tile, z, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
-    return [=](int64_t at) {
-      V here = load<V>(z + at);
-      return here == shift.m() ? splat(A{1}) : exponential<A>(shift(here));
+  write_all<A>(pieces, [&](int lane) {
+    Exponential exponential(rows, lane);
+    V at_top = load<V>(rows.per_factor + lane);
+    return [=](const Piece<A>& piece, int64_t at) {
+      V z = load<V>(piece.z + at);
+      return z == exponential.m() ? at_top : exponential.e(z);
     };
   });
 }
 
 // p = e/(1 + s), of e.
 template <class A>
-void write_softmax(const Tile& tile, const Factors<A>& factors, A* e) {
-  write_all<A>(tile, e, [&](int lane) {
-    Vector<A> inverse = load<Vector<A>>(factors.inverse + lane);
-    return [=](int64_t at) { return load<Vector<A>>(e + at) * inverse; };
+void write_softmax(const Pieces<A>& pieces, const Factors<A>& factors) {
+  using V = Vector<A>;
+  write_all<A>(pieces, [&](int lane) {
+    V per_total = load<V>(factors.per_total + lane);
+    return [=](const Piece<A>& piece, int64_t at) {
+      return load<V>(piece.out + at) * per_total;
+    };
   });
 }
 
-// log p = d - log(1 + s), of z.
-template <class A, bool kTempered>
-void write_log_softmax(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
-                       A* z) {
+// log p = d - log(1 + s)
+template <class A, class Exponential>
+void write_log_softmax(const Pieces<A>& pieces, const Rows<A>& rows,
+                       const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(tile, z, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
+  write_all<A>(pieces, [&](int lane) {
+    Exponential exponential(rows, lane);
     V log_total = load<V>(factors.log_total + lane);
-    return [=](int64_t at) {
-      V here = load<V>(z + at);
-      V d = here == shift.m() ? V{} : shift(here).high;
-      return d - log_total;
+    return [=](const Piece<A>& piece, int64_t at) {
+      return exponential.d(load<V>(piece.z + at)) - log_total;
     };
   });
 }
 
 // dz_i = p_i ((v_i - value) - mean)/tau, of e.
 template <class A, bool kTempered>
-void write_softmax_pull(const Tile& tile, const Rows<A>& rows,
-                        const Factors<A>& factors, const A* v, A* e) {
+void write_softmax_pull(const Pieces<A>& pieces, const Rows<A>& rows,
+                        const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(tile, e, [&](int lane) {
-    V inverse = load<V>(factors.inverse + lane), mean = load<V>(factors.mean + lane);
-    V value = load<V>(factors.value + lane);
+  write_all<A>(pieces, [&](int lane) {
+    V per_total = load<V>(factors.per_total + lane);
+    V value = load<V>(factors.value + lane), mean = load<V>(factors.mean + lane);
     V per_tau = kTempered ? load<V>(rows.per_tau + lane) : V{};
     auto is_zero = load<V>(factors.is_zero + lane) != A{0};
-    return [=](int64_t at) {
-      V deviation = (load<V>(v + at) - value) - mean;
-      V dz = deviation * load<V>(e + at) * inverse;
+    A limit = factors.limit;
+    return [=](const Piece<A>& piece, int64_t at) {
+      V deviation = (load<V>(piece.v + at) - value) - mean;
+      V dz = deviation * (load<V>(piece.out + at) * per_total);
       if (kTempered) dz *= per_tau;
-      return is_zero | (deviation == A{0}) ? V{} : dz;
+      return is_zero | (deviation == A{0}) ? V{} : clamped(dz, limit);
     };
   });
 }
@@ -185,63 +198,62 @@ void write_softmax_pull(const Tile& tile, const Rows<A>& rows,
 // dz_i = (v_i (s + (1 - e_i)) - e_i V_i)/((1 + s) tau), of e, where V_i is the sum of v
 // over all classes but i.
 template <class A, bool kTempered>
-void write_log_softmax_pull(const Tile& tile, const Rows<A>& rows,
-                            const Factors<A>& factors, const A* v, A* e) {
+void write_log_softmax_pull(const Pieces<A>& pieces, const Rows<A>& rows,
+                            const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(tile, e, [&](int lane) {
+  write_all<A>(pieces, [&](int lane) {
     V inverse = load<V>(factors.inverse + lane), s = load<V>(factors.s + lane);
     V value = load<V>(factors.value + lane), others = load<V>(factors.others + lane);
+    V factor = load<V>(rows.float_factor + lane);
+    V at_top = load<V>(rows.per_factor + lane);
     V per_tau = kTempered ? load<V>(rows.per_tau + lane) : V{};
     auto is_zero = load<V>(factors.is_zero + lane) != A{0};
     auto is_sure = load<V>(factors.is_sure + lane) != A{0};
-    return [=](int64_t at) {
-      V here = load<V>(e + at), own = load<V>(v + at);
-      // The e of a sure row is 1 at the maximum alone.
-      V rest = is_sure & (here == A{1}) ? others : others + (value - own);
-      V from_own = own == A{0} ? V{} : own * (s + (A{1} - here));
-      V from_rest = here == A{0} ? V{} : rest * here;
+    A limit = factors.limit;
+    return [=](const Piece<A>& piece, int64_t at) {
+      V written = load<V>(piece.out + at), v = load<V>(piece.v + at);
+      // In a sure row no other e comes near that of the maximum.
+      auto is_top = is_sure & (written == at_top);
+      V e = is_top ? splat(A{1}) : written * factor;
+      V rest = is_top ? others : others + (value - v);
+      V from_own = v == A{0} ? V{} : v * (s + (A{1} - e));
+      V from_rest = e == A{0} ? V{} : rest * e;
       V dz = (from_own - from_rest) * inverse;
       if (kTempered) dz *= per_tau;
-      return is_zero ? V{} : dz;
+      return is_zero ? V{} : clamped(dz, limit);
     };
   });
 }
 
 // (v_i - value) - mean, where v = dd.
 template <class A>
-void write_log_softmax_push(const Tile& tile, const Factors<A>& factors, const A* v,
-                            A* z) {
+void write_log_softmax_push(const Pieces<A>& pieces, const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(tile, z, [&](int lane) {
+  write_all<A>(pieces, [&](int lane) {
     V value = load<V>(factors.value + lane), mean = load<V>(factors.mean + lane);
     auto is_zero = load<V>(factors.is_zero + lane) != A{0};
-    return [=](int64_t at) {
-      V tangent = (load<V>(v + at) - value) - mean;
-      return is_zero ? V{} : tangent;
+    A limit = factors.limit;
+    return [=](const Piece<A>& piece, int64_t at) {
+      V tangent = (load<V>(piece.v + at) - value) - mean;
+      return is_zero ? V{} : clamped(tangent, limit);
     };
   });
 }
 
-// dz = scale e, about a maximum that was given; with the sign of tau.
-template <class A, bool kTempered>
-void write_to_classes(const Tile& tile, const Rows<A>& rows, const Factors<A>& factors,
-                      A* z) {
+// dz = scale e, about a maximum that was given.
+template <class A, class Exponential>
+void write_to_classes(const Pieces<A>& pieces, const Rows<A>& rows,
+                      const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(tile, z, [&](int lane) {
-    Shift<A, kTempered> shift(rows, lane);
+  write_all<A>(pieces, [&](int lane) {
+    Exponential exponential(rows, lane);
     V scale = load<V>(factors.scale + lane);
-    return [=](int64_t at) {
-      V dz = scale * exponential<A>(shift(load<V>(z + at)));
-      return scale == A{0} ? V{} : dz;
+    auto is_zero = scale == A{0};
+    A limit = factors.limit;
+    return [=](const Piece<A>& piece, int64_t at) {
+      V dz = scale * exponential.e(load<V>(piece.z + at));
+      return is_zero ? V{} : clamped(dz, limit);
     };
-  });
-}
-
-// Stopped at the largest number of the dtype of the results. NaN stays.
-template <class A>
-void clamp_all(const Tile& tile, A limit, A* numbers) {
-  write_all<A>(tile, numbers, [&](int) {
-    return [=](int64_t at) { return clamped(load<Vector<A>>(numbers + at), limit); };
   });
 }
 
