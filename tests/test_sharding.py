@@ -502,7 +502,6 @@ def check_rows_of_many_classes():
 
 def check_a_mean_and_types():
     """Of the checks of shard_vocab and of types, one of each."""
-    check_where_kernels_run()
     check_reductions(*CALLS["kl_divergence"], mesh_of(t=2, v=4), "mean")
     mesh = mesh_of(AxisType.Explicit, t=2, v=4)
     few = of(["hidden", "vocab_weight", "labels"])
@@ -510,25 +509,6 @@ def check_a_mean_and_types():
     check_split_alone(
         mesh, "logits", jaxsoft.cross_entropy, of([], logits="x", labels="q")
     )
-
-
-def check_where_kernels_run():
-    """On what a device holds inside of shard_map; of an array that is split otherwise
-    XLA would gather all parts."""
-    if not jaxsoft.cpu_kernels():
-        return
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh, rows = mesh_of(kind, t=2, v=4), P(("t", "v"))
-        on_rows = jax.shard_map(
-            jaxsoft.softmax, mesh=mesh, in_specs=rows, out_specs=rows
-        )
-        for function, spec, are_run in (
-            (jaxsoft.softmax, P("t", "v"), False),
-            (on_rows, rows, True),
-        ):
-            x = jax.device_put(data()["x"], NamedSharding(mesh, spec))
-            text = jax.jit(function).lower(x).as_text()
-            assert ("@jaxsoft_softmax" in text) is are_run, (kind, spec)
 
 
 def check_types():
