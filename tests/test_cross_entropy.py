@@ -370,3 +370,19 @@ def test_forward_mode_at_a_temperature_whose_square_underflows():
         primal, tangent = forward(temperature)
         np.testing.assert_allclose(primal, np.log(2), rtol=1e-6)
         assert tangent == 0, temperature
+
+
+@pytest.mark.usefixtures("x64")
+def test_second_derivatives_of_a_sure_row(rng):
+    """Of label probabilities, and in them: sums about the value at the maximum."""
+    x, q = jnp.array([6.0, 0.0, 1.0, -2.0]), jnp.asarray(rng.uniform(size=4))
+
+    def definition(x, q):
+        return -jnp.sum(q * jax.nn.log_softmax(x))
+
+    given, wanted = (
+        jax.jit(jax.hessian(f, (0, 1)))(x, q)
+        for f in (jaxsoft.cross_entropy, definition)
+    )
+    for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)

@@ -151,3 +151,34 @@ def test_the_forms_agree(form, with_temperature, rng):
             np.testing.assert_array_equal(np.asarray(plain)[-1], 0)
             np.testing.assert_array_equal(np.asarray(other)[-1], 0)
             assert not np.any(np.isnan(plain)), name
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("form", ["plain", "native"])
+def test_passes_are_each_others_transposes(form, rng):
+    """In rows of which every second one is sure of a class."""
+    x, g, t = rng.normal(size=(3, 8, 5))
+    x[::2, 1] += 20
+    tau, where = rng.choice([-0.7, 0.5, 1], (8, 1)), rng.random((8, 5)) < 0.8
+    scale, at_label = rng.normal(size=(2, 8, 1))
+    labels = rng.integers(-1, 5, (8, 1)).astype(np.int32)
+    with forms.cpu_form(form):
+        logits = Logits(*map(jnp.asarray, (x, where, tau)))
+        m = summarize(AXES, logits).m
+        pulled = classes.log_softmax_pull(AXES, logits, g)
+        pushed = classes._log_softmax_push(AXES, logits, t)
+        written = classes.to_classes(AXES, logits, m, scale, labels, at_label)
+        fixed = logits, m, labels, classes.Overwriting(False)
+        of_scale, of_label = classes._to_rows(AXES, fixed, jnp.asarray(t))
+        of_one = jax.grad(
+            lambda t: jnp.sum(scale * classes._to_rows(AXES, fixed, t)[0])
+        )(t)
+        expected = classes.to_classes(AXES, logits, m, scale, labels, 0 * at_label)
+    np.testing.assert_allclose(of_one, expected, rtol=1e-10)
+    np.testing.assert_allclose(dot(pulled, t), dot(g, pushed), rtol=1e-10)
+    both = dot(of_scale, scale) + dot(of_label, at_label)
+    np.testing.assert_allclose(dot(written, t), both, rtol=1e-10)
+
+
+def dot(a, b):
+    return np.sum(np.asarray(a) * b, 1)

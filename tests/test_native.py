@@ -214,6 +214,14 @@ def test_labels_outside_the_classes_touch_nothing():
     assert dx[4, 0] == dx[5, 3] == 1
 
 
+@needs_kernels
+def test_a_label_beyond_32_bits_is_no_class(x64):
+    riders = Riders(labels=jnp.array([[2**32], [-1], [4], [3]]))
+    with jax.numpy_dtype_promotion("standard"):
+        summary = summarize(Axes((-1,)), Logits(jnp.ones((4, 4), jnp.float32)), riders)
+    np.testing.assert_array_equal(summary.logit[:, 0], [0, 0, 0, 1])
+
+
 # --- Digits.
 
 

@@ -184,15 +184,21 @@ KEEPS_DIGITS: dict[str, dict[str, Any]] = {
     "sample_weight": {"sample_weight": PER_ROW},
     "where": {"where": SURE >= 0},
 }
+# Then its part of the gradient at that class is its p - 1.
+ONE_CLASS_WEIGHS = "smoothing of which one class weighs"
 KEEPS_DIGITS[ALL] = {
     name: value
     for case, options in KEEPS_DIGITS.items()
     for name, value in options.items()
     if case != "temperature"
 }
+KEEPS_DIGITS[ONE_CLASS_WEIGHS] = {
+    "label_smoothing": np.float32(0.1),
+    "class_weight": np.array([1, 0, 0], np.float32),
+}
 
 
-FAST = ["label_smoothing", "temperature", "softcap", ALL]
+FAST = ["label_smoothing", "temperature", "softcap", ALL, ONE_CLASS_WEIGHS]
 
 
 @pytest.mark.parametrize(
