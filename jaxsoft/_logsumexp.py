@@ -28,7 +28,7 @@ from jaxsoft._checks import (
     reject_options,
 )
 from jaxsoft._core.dtypes import accumulation_dtype, widened
-from jaxsoft._core.logits import is_hard, shifted
+from jaxsoft._core.logits import is_hard, nan_where, shifted
 from jaxsoft._core.mesh import row_sum, split_together, spread_alike, vary_alike
 from jaxsoft._passes.classes import to_classes
 from jaxsoft._passes.product import product
@@ -163,7 +163,7 @@ def logsumexp(
     log_sum, sign = _logsumexp_jit(a, b, where, tau, axes, keepdims)
     if return_sign:
         return log_sum, sign
-    return log_sum if b is None else jnp.where(sign < 0, jnp.nan, log_sum)
+    return log_sum if b is None else log_sum + nan_where(sign < 0, log_sum.dtype)
 
 
 def logmeanexp(

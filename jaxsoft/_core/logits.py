@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from jaxsoft._core.dtypes import accumulation_dtype, converted, within_range
 from jaxsoft._core.mesh import spread_alike
@@ -190,7 +191,15 @@ def exact_at_maximum(d: Array, s: Array) -> Array:
 
 def override_primal(value: Array | float, where: Array | bool, v: Array) -> Array:
     """v; where that is true the value, with the derivative of v."""
-    return jnp.where(where, value + (v - jax.lax.stop_gradient(v)), v)
+    finite = jnp.where(where, v, 0)
+    return jnp.where(where, value + (finite - jax.lax.stop_gradient(finite)), v)
+
+
+def nan_where(where: Array, dtype: DTypeLike) -> Array:
+    """NaN there, 0 elsewhere: made of infinities, so that jax_debug_nans sees one only
+    where there is one."""
+    infinite = jnp.where(where, jnp.inf, 0).astype(dtype)
+    return infinite - infinite
 
 
 def times_log(p: Array, d: Array) -> Array:

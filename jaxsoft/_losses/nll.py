@@ -29,6 +29,7 @@ from jaxsoft._core.logits import (
     exact_at_maximum,
     is_hard,
     log_softmax_cotangent,
+    nan_where,
     over_temperature,
     shifted,
 )
@@ -177,7 +178,7 @@ def label_riders(
 
 def terms_of_label(row: Row, summary: Summary, labels: RowLabels) -> RowTerms:
     nll = jnp.log1p(row.s) - _d_of_label(row, summary)
-    nll = jnp.where(labels.valid, nll, jnp.nan)
+    nll = nll + nan_where(~labels.valid, nll.dtype)
     uniform_nll = nll_of_coefficients(row, summary, 0) if summary.total else None
     terms = RowTerms(nll, logsumexp_over_t(row), uniform_nll)
     return jax.tree.map(lambda v: jnp.where(labels.counted, v, 0), terms)
@@ -206,8 +207,8 @@ def label_cotangents(row: Row, labels: RowLabels, cotangents: RowTerms) -> RowTe
     row of an invalid label."""
     counts = labels.counted & ~jnp.isneginf(row.m)
     g, h, k = _of_rows(counts, cotangents)
-    valid = jnp.where(labels.valid, 1, jnp.nan).astype(row.s.dtype)
-    return RowTerms(product(g, valid), h, k)
+    factor = 1 + nan_where(~labels.valid, row.s.dtype)
+    return RowTerms(product(g, factor), h, k)
 
 
 def scale_and_label_entry(
