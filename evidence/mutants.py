@@ -886,7 +886,7 @@ MUTANTS = [
     Mutant(
         "the logarithm of a negative sum is that of its size",
         "_logsumexp",
-        "return log_sum if b is None else jnp.where(sign < 0, jnp.nan, log_sum)",
+        "return log_sum if b is None else log_sum + nan_where(sign < 0, log_sum.dtype)",
         "return log_sum",
         "test_peers.py",
         "weighted_logsumexp",
@@ -935,15 +935,15 @@ MUTANTS = [
     Mutant(
         "an invalid label has a gradient that is a number",
         "_losses/nll",
-        "valid = jnp.where(labels.valid, 1, jnp.nan).astype(row.s.dtype)",
-        "valid = jnp.ones_like(row.s)",
+        "factor = 1 + nan_where(~labels.valid, row.s.dtype)",
+        "factor = jnp.ones_like(row.s)",
         "test_option_promises.py",
         "ignored_rows_and_invalid",
     ),
     Mutant(
         "an invalid label has a loss that is a number",
         "_losses/nll",
-        "nll = jnp.where(labels.valid, nll, jnp.nan)",
+        "nll = nll + nan_where(~labels.valid, nll.dtype)",
         "nll = 1 * nll",
         "test_option_promises.py",
         "ignored_rows_and_invalid",
