@@ -103,12 +103,6 @@ def split_by_type(v: Any, axes: Iterable[int]) -> bool:
     return any(spec[axis] is not None for axis in axes)
 
 
-def in_one_piece(v: Array, axes: Axes) -> bool:
-    """Whether the classes lie along one axis, are there, and may be taken apart: what
-    a CPU's schedules ask for."""
-    return len(axes) == 1 and v.size > 0 and not split_by_type(v, axes)
-
-
 def split_alike(v: Array, like: Array) -> Array:
     """v, typed to be split as `like` is over the explicit axes of a mesh, but for axes
     of size 1. In a choice between arrays JAX asks for equal types."""
