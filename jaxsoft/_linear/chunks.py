@@ -10,7 +10,6 @@ from jax import Array
 
 from jaxsoft._core.batching import largest_of_batch
 from jaxsoft._core.dtypes import accumulation_dtype, saturated
-from jaxsoft._core.logits import capped
 
 
 class Head(NamedTuple):
@@ -130,18 +129,6 @@ def chunk_label(chunk, tokens):
         first_fresh = size - jnp.sum(chunk.fresh, dtype=jnp.int32)
         found = found & (index >= first_fresh)
     return jnp.where(found, index, -1)
-
-
-def capped_chunk(x, mask, softcap):
-    """c tanh(x/c), and what takes its cotangent to those of x and c."""
-    if softcap is None:
-        return x, lambda dx: (dx, None)
-
-    def cap(x, softcap):
-        # A NaN that does not count must not meet the derivative of the cap.
-        return capped(x if mask is None else jnp.where(mask, x, 0), softcap)
-
-    return jax.vjp(cap, x, softcap)
 
 
 def assembled(dchunks, head: Any, stream) -> Any:

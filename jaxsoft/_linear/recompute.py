@@ -32,7 +32,6 @@ from jaxsoft._linear.chunks import (
     Head,
     Tokens,
     assembled,
-    capped_chunk,
     chunk_at,
     chunk_count,
     chunk_label,
@@ -45,6 +44,7 @@ from jaxsoft._linear.chunks import (
     over_counted_tokens,
 )
 from jaxsoft._losses.nll import (
+    as_seen,
     included,
     label_cotangents,
     label_riders,
@@ -237,9 +237,8 @@ def _logits_of(hidden, tokens, chunk, softcap, stream):
     """The logits of a chunk as the passes see them, and what takes a cotangent of these
     to that of h w + b and of the cap."""
     x = head_logits(hidden, chunk, stream.vocab_axis)
-    mask = chunk_mask(chunk, tokens)
-    x, to_given = capped_chunk(x, mask, softcap)
-    return Logits(x, mask, tokens.temperature), to_given
+    logits = Logits(x, chunk_mask(chunk, tokens), tokens.temperature)
+    return as_seen(logits, softcap)
 
 
 def _forward_of_rows(rows, head, stream):

@@ -220,9 +220,10 @@ def _gap(row):
     z, m = row.z, jnp.where(jnp.isneginf(row.m), 0, row.m)
     gap = shifted(z, m, None)
     rounding = rounding_of_difference(z, m, gap)
-    exact = is_maximum(shifted(z, m, row.t), row.s) | ~jnp.isfinite(rounding)
+    at_maximum = is_maximum(shifted(z, m, row.t), row.s)
+    exact = at_maximum | ~jnp.isfinite(rounding)
     rounding = jax.lax.stop_gradient(jnp.where(exact, 0, rounding))
-    return override_primal(0, is_maximum(shifted(z, m, row.t), row.s), gap), rounding
+    return override_primal(0, at_maximum, gap), rounding
 
 
 def _exp_minus_line(v):

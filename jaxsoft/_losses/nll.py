@@ -51,7 +51,7 @@ from jaxsoft._row import Row, row_rule, summarized
 #     p_y - 1 = (e_y - 1 - s) / (1 + s)
 # where e_y - 1 is exactly 0 at the maximum, and both terms are negative elsewhere.
 def _label_value(axes, logits, labels, w, softcap):
-    seen, _ = _as_seen(logits, softcap, labels.counted)
+    seen, _ = as_seen(logits, softcap, labels.counted)
     riders = label_riders(labels.class_index, w, logits, with_e_d=False)
     row, summary = summarized(axes, seen, riders)
     return terms_of_label(row, summary, labels), summary._replace(total=())
@@ -59,7 +59,7 @@ def _label_value(axes, logits, labels, w, softcap):
 
 def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
     # Two terms of a gradient are rounded to half precision together.
-    seen, to_given = _as_seen(logits, softcap, labels.counted, w is not None)
+    seen, to_given = as_seen(logits, softcap, labels.counted, w is not None)
     row = Row(axes, seen, summary.m, summary.s)
     g, h, k = label_cotangents(row, labels, cotangents)
     scale, at_label = scale_and_label_entry(row, summary, g, h)
@@ -83,7 +83,7 @@ label_terms = row_rule(_label_value, _label_pullback)
 #     dq_c   = g (-log p_c)
 def _probability_value(axes, logits, targets, w, softcap):
     q = _coefficients(targets, logits.where)
-    seen, _ = _as_seen(logits, softcap)
+    seen, _ = as_seen(logits, softcap)
     riders = label_riders(None, w, logits, with_e_d=False)
     riders = dataclasses.replace(
         riders, coefficients=(q, *riders.coefficients), values=q
@@ -96,7 +96,7 @@ def _probability_value(axes, logits, targets, w, softcap):
 
 def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents):
     q, to_targets = jax.vjp(lambda v: _coefficients(v, logits.where), targets)
-    seen, to_given = _as_seen(logits, softcap)
+    seen, to_given = as_seen(logits, softcap)
     row = Row(axes, seen, summary.m, summary.s)
     g, h, k = _of_rows(~jnp.isneginf(row.m), cotangents)
     d = row.d
@@ -115,7 +115,7 @@ def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents
 probability_terms = row_rule(_probability_value, _probability_pullback)
 
 
-def _as_seen(
+def as_seen(
     logits: Logits,
     softcap: Array | None,
     counted: Array | None = None,

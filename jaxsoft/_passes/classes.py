@@ -69,7 +69,7 @@ def _values(logits, linear):
 
 
 def _smooth_probabilities(axes, logits):
-    """p and the sum of all e, about a maximum that is held fixed."""
+    """p and log p by their formulas, about a maximum that is held fixed."""
     z = masked_logits(logits)
     m = row_max(jax.lax.stop_gradient(z), axes)
     e = exp_shifted(z, m, size_of(logits.temperature))

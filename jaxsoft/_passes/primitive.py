@@ -8,7 +8,7 @@ in a jaxpr.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxsoft._core.mesh import Axes
+from jaxsoft._core.mesh import Axes, vary_alike
 from jaxsoft._passes import forms
 
 Form = Callable[[Axes, Any, Any], Any]
@@ -73,7 +73,8 @@ class Pass:
 
     def __call__(self, axes: Axes, fixed: Any, linear: Any = ()) -> Any:
         leaves, tree = jax.tree.flatten((fixed, linear))
-        leaves = _typed_to_vary_alike([jnp.asarray(leaf) for leaf in leaves])
+        # Typed to vary alike inside shard_map, or the cotangents' types would clash.
+        leaves, _ = vary_alike(Axes(()), [jnp.asarray(leaf) for leaf in leaves], ())
         # Counted from the last axis, they stay where they are under jax.vmap.
         axes = axes.from_the_end(leaves[0].ndim)
         params = {"axes": axes, "tree": tree, "form": forms.on_cpu()}
@@ -149,11 +150,8 @@ class Pass:
         if moving:
 
             def of_moving(*some: Any) -> list[Any]:
-                every = list(leaves)
-                for i, v in zip(moving, some):
-                    every[i] = v
                 out_tree = self._traced(tuple(map(jax.typeof, leaves)), axes, tree)[1]
-                fixed, linear = tree.unflatten(every)
+                fixed, linear = tree.unflatten(_replaced(leaves, moving, some))
                 out = out_tree.unflatten(results)
                 return jax.tree.leaves(self.smooth(axes, fixed, linear, out))
 
@@ -176,9 +174,7 @@ class Pass:
         if self.transpose is None:
 
             def of_unknown(*some: Any) -> list[Any]:
-                every = list(leaves)
-                for i, v in zip(unknown, some):
-                    every[i] = v
+                every = _replaced(leaves, unknown, some)
                 return self._flat(self.plain, axes, tree)(*every)
 
             examples = [types[i] for i in unknown]
@@ -227,15 +223,11 @@ def _lies_whole(context: Any) -> bool:
     return bool(manual) and mesh is not None and set(manual) == set(mesh.axis_names)
 
 
+def _replaced(leaves: Sequence[Any], positions: list[int], some: Any) -> list[Any]:
+    """The leaves, with some others at these positions."""
+    others = dict(zip(positions, some, strict=True))
+    return [others.get(i, leaf) for i, leaf in enumerate(leaves)]
+
+
 def _count_of_fixed(tree: Any) -> int:
     return tree.children()[0].num_leaves
-
-
-def _typed_to_vary_alike(leaves: list[Any]) -> list[Any]:
-    """Inside `jax.shard_map`, or the types of the cotangents would clash."""
-    over = [jax.typeof(v).manual_axis_type.varying for v in leaves]
-    union = frozenset().union(*over)
-    return [
-        jax.lax.pcast(v, tuple(union - o), to="varying") if union - o else v
-        for v, o in zip(leaves, over)
-    ]

@@ -137,6 +137,8 @@ def in_block(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
     gap = jnp.minimum(z, largest) - top
     d = gap
     if t is not None:
+        # Not by `over_temperature`, whose one choice more ends XLA's one kernel: a pull
+        # in bfloat16 then takes 16 passes.
         hard, infinite = is_hard(t), jnp.isneginf(gap)
         d = jnp.where(infinite, gap, gap / jnp.where(hard, 1, t))
         d = jnp.where(hard & (gap < 0), -jnp.inf, d)
