@@ -231,8 +231,8 @@ def of_all_devices(axes: Axes, logits: Logits, row: Reduced) -> Reduced:
 
 
 def over_devices(names: tuple[Hashable, ...], summary: Summary) -> Summary:
-    """One message for the maximum, and one for all sums seen from it; for the value at
-    the maximum one more.
+    """One message for the maximum, one for the sums seen from it, and one for those
+    that do not wait for it; for the value at the maximum one more.
 
     Every device adds what it is seen to have from the maximum. Those that hold it add
     their tails, and but for one of them the 1 that is the maximum's own term.
@@ -253,11 +253,19 @@ def over_devices(names: tuple[Hashable, ...], summary: Summary) -> Summary:
         weight=None if weight is None else jnp.where(holds, weight, 0),
         value=None,
     )
-    leaves, tree = jax.tree.flatten(parts)
-    sums = tree.unflatten(device_sum(jnp.stack(leaves), names))
+    at_once = _sum_in_one_message((parts.logit, parts.total), names)
+    sums = _sum_in_one_message(parts._replace(logit=None, total=()), names)
+    sums = sums._replace(logit=at_once[0], total=at_once[1])
     s = sums.s if weight is not None else sums.s + (sums.m - 1)
     others = None if value is None else sums.others - value
     return sums._replace(m=m, s=s, value=value, others=others)
+
+
+def _sum_in_one_message(tree: Any, names: tuple[Hashable, ...]) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    if not leaves:
+        return tree
+    return structure.unflatten(device_sum(jnp.stack(leaves), names))
 
 
 Reduction = Callable[[Axes, Logits, Riders], Reduced]
