@@ -379,7 +379,6 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
         w = included(chunk.spread_weight, row)
         dz, dw = uniform_cotangents(row, w, summary, k)
         dx = dx + row.to_x(dz)
-        dw = dw if logits.where is None else jnp.where(logits.where, dw, 0)
         dspread_weight = jnp.sum(dw, 0)
     if a is not None:
         p, u = row.p, -summary.e_d / (1 + row.s)

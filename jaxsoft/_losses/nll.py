@@ -66,10 +66,10 @@ def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
     dx = to_classes(axes, seen, row.m, scale, labels.class_index, at_label)
     dw = None
     if w is not None:
-        weights, to_w = jax.vjp(lambda w: included(w, row), w)
+        weights = included(w, row)
         summary = summary._replace(total=(row.sum(weights),))
         dz, dweights = uniform_cotangents(row, weights, summary, k)
-        dx, dw = dx + row.to_x(dz), to_w(dweights)[0]
+        dx, dw = dx + row.to_x(dz), _sum_to_shape(dweights, w)
     dx, dsoftcap = to_given(dx)
     return dx, temperature_cotangent(row, summary, g, h, k), None, dw, dsoftcap
 
@@ -105,9 +105,9 @@ def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents
     dtargets = to_targets(product(g, _finite(jnp.log1p(row.s) - d)))[0]
     dw = None
     if w is not None:
-        weights, to_w = jax.vjp(lambda w: included(w, row), w)
+        weights = included(w, row)
         of_uniform, dweights = uniform_cotangents(row, weights, summary, k)
-        dz, dw = dz + of_uniform, to_w(dweights)[0]
+        dz, dw = dz + of_uniform, _sum_to_shape(dweights, w)
     dx, dsoftcap = to_given(row.to_x(dz))
     return dx, temperature_cotangent(row, summary, g, h, k), dtargets, dw, dsoftcap
 
@@ -142,6 +142,13 @@ def as_seen(
 def _of_rows(which: Array, cotangents: RowTerms) -> RowTerms:
     """The cotangents of some rows; those of the others are 0."""
     return jax.tree.map(lambda c: jnp.where(which, c, 0), cotangents)
+
+
+def _sum_to_shape(dweights: Array, w: Array) -> Array:
+    """The cotangent of shared weights. The transpose of their broadcast would gather
+    the rows of a mesh with explicit axes before it adds them."""
+    shared = [i for i, n in enumerate(w.shape) if n != dweights.shape[i]]
+    return jnp.sum(dweights, shared, keepdims=True).astype(w.dtype)
 
 
 class WeightedProbabilities(NamedTuple):
@@ -223,9 +230,14 @@ def scale_and_label_entry(
 
 def included(w: Array, row: Row) -> Array:
     """Class weights in the shape of the logits, 0 where a class is masked."""
-    where, z = row.logits.where, row.z
+    z = row.z
     w = split_alike(jnp.broadcast_to(w.astype(z.dtype), z.shape), z)
-    return w if where is None else jnp.where(spread_alike(where, w), w, 0)
+    return _unmasked(w, row)
+
+
+def _unmasked(v: Array, row: Row) -> Array:
+    where = row.logits.where
+    return v if where is None else jnp.where(spread_alike(where, v), v, 0)
 
 
 def uniform_cotangents(
@@ -240,7 +252,7 @@ def uniform_cotangents(
     sure = (total - w) * (1 + s) - total * (s + (1 - e))
     dz = jnp.where(e > s + (1 - e), sure, total * e - w * (1 + s))
     dz = product(k, dz * (row.per_t / (1 + s)))
-    return dz, product(k, _finite(jnp.log1p(s) - d))
+    return dz, _unmasked(product(k, _finite(jnp.log1p(s) - d)), row)
 
 
 def temperature_cotangent(
