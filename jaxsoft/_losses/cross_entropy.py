@@ -187,10 +187,13 @@ def _cross_entropy(
     ignore_index,
     reduction,
 ):
+    are_indices = is_of(labels.dtype, jnp.integer)
+    if not are_indices:
+        labels, logits = split_together(labels, logits)
     options["class_weight"] = local_weight(options["class_weight"], logits.shape, axes)
     w = _class_weights(options, logits, axes)
     index = None
-    if is_of(labels.dtype, jnp.integer):
+    if are_indices:
         classes = class_count(logits.shape, axes)
         labels = split_alike(jnp.expand_dims(labels, axes), logits)
         labels = row_labels("cross_entropy", labels, classes, ignore_index)
@@ -200,7 +203,6 @@ def _cross_entropy(
         )
         terms_of = label_terms
     else:
-        labels, logits = split_together(labels, logits)
         (logits, labels, w, softcap), temperature = vary_alike(
             axes, (logits, labels, w, softcap), temperature
         )
