@@ -35,7 +35,7 @@ autosummary_generate = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Gradient", "Awkward values"]
+napoleon_custom_sections = ["Gradient", "Edge cases"]
 default_role = "py:obj"
 
 html_theme = "furo"

@@ -128,7 +128,7 @@ MUTANTS = [
     Mutant(
         "the gradient of hidden states is that of the device's classes",
         "_linear/recompute",
-        "    dhidden = device_sum(dhidden, stream.mesh_names)  # in float32\n",
+        "    dhidden = device_sum(dhidden, plan.mesh_names)  # in float32\n",
         "",
         "test_sharding.py",
         "eight_devices and axis_name",
@@ -144,8 +144,8 @@ MUTANTS = [
     Mutant(
         "probabilities of whole rows stay whole beside logits that a type splits",
         "_core/mesh",
-        "    v = split_alike(v, like)\n    return v, split",
-        "    return v, split",
+        "    v = reshard_like(v, like)\n    return v, reshard",
+        "    return v, reshard",
         "test_sharding.py",
         "eight_devices and types and a_mean",
     ),
@@ -178,7 +178,7 @@ MUTANTS = [
     Mutant(
         "masked classes count",
         "_core/logits",
-        "z = jnp.where(spread_alike(logits.where, z), z, -jnp.inf)",
+        "z = jnp.where(broadcast_like(logits.where, z), z, -jnp.inf)",
         "z = 1 * z",
         "test_facts.py",
         "mask",
@@ -255,8 +255,8 @@ MUTANTS = [
     Mutant(
         "flat class indices run along the axes in reverse",
         "_core/mesh",
-        "for axis in reversed(axes):",
-        "for axis in axes:",
+        "for axis in reversed(axes.dims):",
+        "for axis in axes.dims:",
         "test_facts.py",
         "over_two_axes",
         kernels=False,
@@ -902,7 +902,7 @@ MUTANTS = [
     Mutant(
         "logmeanexp divides by the classes that are masked too",
         "_logsumexp",
-        "included = jnp.ones_like(z) if where is None else spread_alike(where, z)",
+        "included = jnp.ones_like(z) if where is None else broadcast_like(where, z)",
         "included = jnp.ones_like(z)",
         "test_laws.py",
         _laws("logmeanexp"),
@@ -959,7 +959,7 @@ MUTANTS = [
     Mutant(
         "a masked NaN meets the derivative of the cap",
         "_losses/nll",
-        "z = z if mask is None else jnp.where(spread_alike(mask, z), z, 0)",
+        "z = z if mask is None else jnp.where(broadcast_like(mask, z), z, 0)",
         "z = 1 * z",
         "test_laws.py",
         "masked_entries and cross_entropy_options",
@@ -1024,8 +1024,8 @@ MUTANTS = [
     Mutant(
         "class weights of several axes lie in another order",
         "_losses/cross_entropy",
-        "sorted(range(len(axes)), key=axes.__getitem__)",
-        "range(len(axes))",
+        "sorted(range(len(axes.dims)), key=axes.dims.__getitem__)",
+        "range(len(axes.dims))",
         "test_cross_entropy.py",
         "matter_of_layout",
     ),
@@ -1195,9 +1195,8 @@ MUTANTS = [
     Mutant(
         "half precision derivatives of the soft forms overflow",
         "_smooth/partials",
-        "return converted(core(*(converted(a, wide) for a in arrays), "
-        "temperature), dtype)",
-        "return core(*(converted(a, wide) for a in arrays), temperature).astype(dtype)",
+        "return cast(core(*(cast(a, wide) for a in arrays), temperature), dtype)",
+        "return core(*(cast(a, wide) for a in arrays), temperature).astype(dtype)",
         "test_smooth.py",
         "stop_at_its_largest",
     ),
@@ -1269,8 +1268,8 @@ MUTANTS = [
     Mutant(
         "the soft argmax counts along the axes in reverse",
         "_smooth/softargmax",
-        "for axis in reversed(axes):",
-        "for axis in axes:",
+        "for axis in reversed(axes.dims):",
+        "for axis in axes.dims:",
         "test_smooth_max.py",
         "axes_mask and softargmax",
     ),

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._core.dtypes import accumulation_dtype, converted
+from jaxsoft._core.dtypes import accumulation_dtype, cast
 from jaxsoft._core.mesh import Axes, class_count, names_of
 
 # What a loss with the option ignore_index says of a mask that has one entry per row.
@@ -70,7 +70,7 @@ def as_axes(function: str, axis: Axis, ndim: int, axis_name: AxisName = None) ->
 
 def _axes(function, axis, ndim, names):
     if axis is None:
-        return Axes(range(ndim), names)
+        return Axes(tuple(range(ndim)), names)
     given = axis if isinstance(axis, tuple | list) else (axis,)
     axes = [i for a in given if (i := as_integer(a)) is not None]
     if len(axes) < len(given):
@@ -141,7 +141,7 @@ def as_mask(
             hint_for_rows or f"For one entry per row write {name}[..., None]"
         )
         hint = f". {hint_for_rows}"
-    return fitted(function, name, array, shape, "the logits' shape", hint)
+    return as_broadcastable(function, name, array, shape, "the logits' shape", hint)
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
@@ -167,11 +167,11 @@ def as_temperature(
     array = as_real(function, "temperature", temperature)
     hint = ""
     if array.shape == reduced_shape(x.shape, axes):
-        hint = f". Write jnp.expand_dims(temperature, {tuple(axes)})"
-    return fitted(
+        hint = f". Write jnp.expand_dims(temperature, {axes.dims})"
+    return as_broadcastable(
         function,
         "temperature",
-        converted(array, accumulation_dtype(x.dtype)),
+        cast(array, accumulation_dtype(x.dtype)),
         kept_shape(x.shape, axes),
         "the reduced result with the reduced axes kept, shape",
         hint,
@@ -179,14 +179,14 @@ def as_temperature(
 
 
 def kept_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
-    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+    return tuple(1 if i in axes.dims else n for i, n in enumerate(shape))
 
 
 def reduced_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
-    return tuple(n for i, n in enumerate(shape) if i not in axes)
+    return tuple(n for i, n in enumerate(shape) if i not in axes.dims)
 
 
-def fitted(
+def as_broadcastable(
     function: str,
     name: str,
     array: Array,
@@ -273,7 +273,7 @@ def _hint_for_indices(
     if labels == logits:
         return ". For one-hot labels or probabilities use a floating dtype"
     if labels == kept_shape(logits, axes):
-        return f". Write jnp.squeeze(labels, {tuple(axes)})"
+        return f". Write jnp.squeeze(labels, {axes.dims})"
     for axis in range(len(logits)):
         if labels == (*logits[:axis], *logits[axis + 1 :]):
             return f". For classes along axis {axis} write axis={axis}"
@@ -365,4 +365,4 @@ def as_sample_weight(
         return None
     array = as_real(function, "sample_weight", sample_weight).astype(dtype)
     what = "the shape of the losses"
-    return fitted(function, "sample_weight", array, shape, what)
+    return as_broadcastable(function, "sample_weight", array, shape, what)

@@ -29,7 +29,7 @@ from jaxsoft._checks import (
 )
 from jaxsoft._core.dtypes import accumulation_dtype, widened
 from jaxsoft._core.logits import is_hard, nan_where, shifted
-from jaxsoft._core.mesh import row_sum, split_together, spread_alike, vary_alike
+from jaxsoft._core.mesh import broadcast_like, match_varying, reshard_together, row_sum
 from jaxsoft._passes.classes import to_classes
 from jaxsoft._passes.product import product
 from jaxsoft._passes.summary import Riders
@@ -128,7 +128,7 @@ def logsumexp(
         dL/dtemperature = entropy of p (for b = 1). The sign has derivative 0.
         Residuals: the arguments and two numbers per reduced row.
 
-    Awkward values:
+    Edge cases:
         Nothing included, or all -inf: -inf with gradient 0 (at temperature < 0 an empty
         minimum is +inf). Entries +inf: +inf; they share the gradient equally, as tied
         maxima do at temperature 0. A sum of exactly 0: -inf with sign 0, gradient 0.
@@ -158,7 +158,7 @@ def logsumexp(
     where = as_mask(name, "where", where, a.shape)
     if is_of(a.dtype, jnp.complexfloating):
         reject_options(name, a, temperature, axis_name)
-        return jax.nn.logsumexp(a, axes, b, keepdims, return_sign, where)
+        return jax.nn.logsumexp(a, axes.dims, b, keepdims, return_sign, where)
     tau = as_temperature(name, temperature, a, axes)
     log_sum, sign = _logsumexp_jit(a, b, where, tau, axes, keepdims)
     if return_sign:
@@ -201,7 +201,7 @@ def logmeanexp(
         dM/dx = softmax(x / temperature); dM/dtemperature = entropy - log(n).
         Residuals: the arguments and two numbers per reduced row.
 
-    Awkward values:
+    Edge cases:
         The mean of nothing is -inf (+inf below temperature 0) with gradient 0; a mean
         of equal entries is that entry exactly. At an infinite temperature, the mean.
 
@@ -223,7 +223,7 @@ def logmeanexp(
     where = as_mask(name, "where", where, x.shape)
     if is_of(x.dtype, jnp.complexfloating):
         reject_options(name, x, temperature, axis_name)
-        return jax.nn.logmeanexp(x, axes, where, keepdims)
+        return jax.nn.logmeanexp(x, axes.dims, where, keepdims)
     tau = as_temperature(name, temperature, x, axes)
     return _logmeanexp_jit(x, where, tau, axes, keepdims)
 
@@ -231,11 +231,11 @@ def logmeanexp(
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _logsumexp_jit(x, b, where, temperature, axes, keepdims):
     if b is not None:
-        b, x = split_together(b, x)
-        b, _ = vary_alike(axes, (b, x), temperature)[0]
+        b, x = reshard_together(b, x)
+        b, _ = match_varying(axes, (b, x), temperature)[0]
     logits = logits_of(x, where, temperature, axes)
     results = _logsumexp(axes, logits) if b is None else _weighted(axes, logits, b)
-    return results if keepdims else tuple(jnp.squeeze(r, axes) for r in results)
+    return results if keepdims else tuple(jnp.squeeze(r, axes.dims) for r in results)
 
 
 # With S = sum_j e_j = 1 + s, and sigma the sign of tau,
@@ -343,7 +343,7 @@ def _log_of_sum(weight, rest):
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _logmeanexp_jit(x, where, temperature, axes, keepdims):
     m = _logmeanexp(axes, logits_of(x, where, temperature, axes))
-    return m if keepdims else jnp.squeeze(m, axes)
+    return m if keepdims else jnp.squeeze(m, axes.dims)
 
 
 # The mean divides S by the number n of entries that count, which M and dM/dtau see:
@@ -404,13 +404,13 @@ def _exp_times_log(v):
 
 def _mean(row, v):
     where = row.logits.where
-    v = v if where is None else jnp.where(spread_alike(where, v), v, 0)
+    v = v if where is None else jnp.where(broadcast_like(where, v), v, 0)
     return row.sum(v) / jnp.maximum(_count(row), 1)
 
 
 def _count(row):
     where, z = row.logits.where, row.z
-    included = jnp.ones_like(z) if where is None else spread_alike(where, z)
+    included = jnp.ones_like(z) if where is None else broadcast_like(where, z)
     return row_sum(jnp.broadcast_to(included, z.shape), row.axes, z.dtype)
 
 

@@ -24,7 +24,7 @@ from jaxsoft._core.logits import (
     shifted,
     size_of,
 )
-from jaxsoft._core.mesh import Axes, row_sum, split_alike, vary_alike
+from jaxsoft._core.mesh import Axes, match_varying, reshard_like, row_sum
 from jaxsoft._passes.summary import NO_RIDERS, Riders, summarize
 
 
@@ -37,9 +37,9 @@ def logits_of(
     derivative is then JAX's own.
     """
     if temperature is not None:
-        kept = [1 if i in axes else n for i, n in enumerate(x.shape)]
-        temperature = split_alike(jnp.broadcast_to(temperature, kept), x)
-    x, temperature = vary_alike(axes, x, temperature)
+        kept = [1 if i in axes.dims else n for i, n in enumerate(x.shape)]
+        temperature = reshard_like(jnp.broadcast_to(temperature, kept), x)
+    x, temperature = match_varying(axes, x, temperature)
     return Logits(x, where, temperature)
 
 

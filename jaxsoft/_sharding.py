@@ -111,7 +111,7 @@ def shard_vocab(
         ``axis``; vocab_weight itself is sent nowhere. Logits are recomputed, whatever
         the reduction. Residuals: those of ``f``, on each device for its part.
 
-    Awkward values:
+    Edge cases:
         As ``f``. A vocabulary that the devices do not divide can be padded, with the
         classes that fill it up excluded by ``where``.
 
@@ -263,7 +263,7 @@ def _layout(arrays: Mapping[str, Any], call: _Call) -> _Layout:
     else:
         shapes = [arrays[name].shape for name in LOGITS - {"where"} if name in arrays]
         shape = np.broadcast_shapes(*shapes)
-        axes = as_axes(call.function.__name__, options["axis"], len(shape))
+        axes = as_axes(call.function.__name__, options["axis"], len(shape)).dims
     if not axes:
         raise ValueError("shard_vocab: axis must name at least one class axis; got ()")
     rows = [i for i in range(len(shape)) if i not in axes]
@@ -276,7 +276,7 @@ def _layout(arrays: Mapping[str, Any], call: _Call) -> _Layout:
     of_axis = {axes[0]: call.split.class_names, **dict(zip(rows, batch))}
     entries = tuple(of_axis.get(i) for i in range(len(shape)))
     _check_divisible(shape, axes, entries, call.split.mesh)
-    return _Layout(shape, tuple(axes), entries)
+    return _Layout(shape, axes, entries)
 
 
 def _check_divisible(shape, axes, entries, mesh):

@@ -23,7 +23,7 @@ from jaxsoft._checks import (
     is_of,
     reject_options,
 )
-from jaxsoft._core.dtypes import accumulation_dtype, converted, widened
+from jaxsoft._core.dtypes import accumulation_dtype, cast, widened
 from jaxsoft._core.logits import masked_logits, shifted, size_of
 from jaxsoft._core.mesh import row_sum
 from jaxsoft._passes import classes as passes
@@ -73,7 +73,7 @@ def softmax(
         Both are 0 at temperature 0. Residuals: the arguments, and with a temperature
         one number per row.
 
-    Awkward values:
+    Edge cases:
         Nothing included, or all -inf: all 0 with gradient 0. Entries +inf share the
         probability equally. NaN only in rows where an included logit is NaN.
 
@@ -90,7 +90,7 @@ def softmax(
     where = as_mask("softmax", "where", where, x.shape)
     if is_of(x.dtype, jnp.complexfloating):
         reject_options("softmax", x, temperature, axis_name)
-        return jax.nn.softmax(x, axes, where)
+        return jax.nn.softmax(x, axes.dims, where)
     tau = as_temperature("softmax", temperature, x, axes)
     return _softmax_jit(x, where, tau, axes)
 
@@ -120,7 +120,7 @@ def _softmax_pullback(axes, logits, m, g):
 
 
 def _in_dtype_of_sums(logits):
-    x, to_x = jax.vjp(lambda x: converted(x, accumulation_dtype(x.dtype)), logits.x)
+    x, to_x = jax.vjp(lambda x: cast(x, accumulation_dtype(x.dtype)), logits.x)
     return logits._replace(x=x), to_x
 
 
@@ -163,7 +163,7 @@ def log_softmax(
         Both are 0 at temperature 0. Residuals: the arguments, and with a
         temperature two numbers per row.
 
-    Awkward values:
+    Edge cases:
         Nothing included, or all -inf: all -inf with gradient 0. A logit -inf: -inf, and
         its gradient is that of the formula. Entries +inf: -log(k) on the k of them.
         NaN only in rows where an included logit is NaN.
@@ -179,7 +179,7 @@ def log_softmax(
     where = as_mask("log_softmax", "where", where, x.shape)
     if is_of(x.dtype, jnp.complexfloating):
         reject_options("log_softmax", x, temperature, axis_name)
-        return jax.nn.log_softmax(x, axes, where)
+        return jax.nn.log_softmax(x, axes.dims, where)
     tau = as_temperature("log_softmax", temperature, x, axes)
     return _log_softmax_jit(x, where, tau, axes)
 
@@ -249,7 +249,7 @@ def entropy(
         dH/dtemperature = variance of log p under p, divided by the temperature.
         Both are 0 at temperature 0. Residuals: the arguments and three numbers per row.
 
-    Awkward values:
+    Edge cases:
         A class at -inf adds 0 to value and gradient. Nothing included, or all -inf: 0
         with gradient 0. NaN only in rows where an included logit is NaN.
 
@@ -269,7 +269,7 @@ def entropy(
 @functools.partial(jax.jit, static_argnames="axes")
 def _entropy_jit(x, where, temperature, axes):
     h = _entropy(axes, logits_of(x, where, temperature, axes))
-    return jnp.squeeze(h, axes)
+    return jnp.squeeze(h, axes.dims)
 
 
 # H = log(1 + s) + U with U = -sum_i p_i d_i: both terms are >= 0, so neither cancels.

@@ -112,12 +112,12 @@ def test_the_package_is_typed():
     assert (PACKAGE / "py.typed").exists()
 
 
-SECTIONS = ("Args", "Returns", "Raises", "Gradient", "Awkward values", "Example")
+SECTIONS = ("Args", "Returns", "Raises", "Gradient", "Edge cases", "Example")
 # A decorator has no values, and a switch no derivative either.
 WITHOUT = {
-    "with_jvp": {"Awkward values"},
-    "cpu_kernels": {"Awkward values", "Gradient"},
-    "use_cpu_kernels": {"Awkward values", "Gradient"},
+    "with_jvp": {"Edge cases"},
+    "cpu_kernels": {"Edge cases", "Gradient"},
+    "use_cpu_kernels": {"Edge cases", "Gradient"},
 }
 PUBLIC_FUNCTIONS = [
     name

@@ -617,7 +617,7 @@ def test_gradients_have_the_dtype_of_their_argument(
         assert gradient.shape == floats[name].shape
 
 
-# Awkward values.
+# Edge cases.
 
 
 @pytest.mark.parametrize("chunk", [1, 4])

@@ -20,7 +20,7 @@ def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
-def converted(x: Array, dtype: DTypeLike) -> Array:
+def cast(x: Array, dtype: DTypeLike) -> Array:
     """x in the given dtype. Its tangents and cotangents stop at the largest finite
     number of the narrower of the two dtypes."""
     if jnp.finfo(dtype).max < jnp.finfo(x.dtype).max:
@@ -38,7 +38,7 @@ def _with_derivatives_within(x, dtype):
 @_with_derivatives_within.defjvp
 def _with_derivatives_within_jvp(dtype, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    return _with_derivatives_within(x, dtype), saturated(x_dot, dtype)
+    return _with_derivatives_within(x, dtype), clip_tangent(x_dot, dtype)
 
 
 def within_range(v: Array, dtype: DTypeLike) -> Array:
@@ -47,7 +47,7 @@ def within_range(v: Array, dtype: DTypeLike) -> Array:
     return jnp.clip(v, -largest, largest)
 
 
-def saturated(tangent: Array, dtype: DTypeLike) -> Array:
+def clip_tangent(tangent: Array, dtype: DTypeLike) -> Array:
     """A tangent or a cotangent, kept within the finite range of dtype.
 
     It counts as linear, and saturates in both directions of differentiation.
@@ -68,4 +68,4 @@ def widened(cotangent: Array, dtype: DTypeLike) -> Array:
     """
     if cotangent.dtype == dtype:
         return cotangent
-    return saturated(cotangent.astype(dtype), cotangent.dtype)
+    return clip_tangent(cotangent.astype(dtype), cotangent.dtype)

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxsoft._core.dtypes import accumulation_dtype, converted, within_range
-from jaxsoft._core.mesh import spread_alike
+from jaxsoft._core.dtypes import accumulation_dtype, cast, within_range
+from jaxsoft._core.mesh import broadcast_like
 
 # A class with more than this of the maximum's probability may be the maximum.
 NEAR = 0.6
@@ -42,11 +42,11 @@ def masked_logits(logits: Logits) -> Array:
     A rule calls this in its forward and in its backward pass, so that both see the
     same logits and only x itself is saved. Its transpose takes dz back to dx.
     """
-    z = converted(logits.x, accumulation_dtype(logits.x.dtype))
+    z = cast(logits.x, accumulation_dtype(logits.x.dtype))
     if logits.temperature is not None:
         z = jnp.where(logits.temperature < 0, -z, z)
     if logits.where is not None:
-        z = jnp.where(spread_alike(logits.where, z), z, -jnp.inf)
+        z = jnp.where(broadcast_like(logits.where, z), z, -jnp.inf)
     return z
 
 

@@ -5,6 +5,7 @@ a mesh all of it is the plain operation. `Axes.mesh_names` is for the inside of
 `jax.shard_map`; what is said of types is for meshes with explicit axes.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
@@ -15,39 +16,29 @@ from jax import Array
 from jax.typing import DTypeLike
 
 
-class Axes(tuple[int, ...]):
+@dataclasses.dataclass(frozen=True)
+class Axes:
     """The class axes of an array, and the mesh axes over which the classes are split.
 
     Without `mesh_names` the array holds all classes. With them it holds the slice of
     this device, inside `jax.shard_map`, and the sum of a row is a sum over devices.
     """
 
-    mesh_names: tuple[Hashable, ...]
-
-    def __new__(cls, axes: Iterable[int], mesh_names: tuple[Hashable, ...] = ()):
-        self = super().__new__(cls, axes)
-        self.mesh_names = mesh_names
-        return self
+    dims: tuple[int, ...]
+    mesh_names: tuple[Hashable, ...] = ()
 
     def count_here(self, shape: tuple[int, ...]) -> int:
         """The number of classes that this device holds, of an array of this shape."""
-        return math.prod(shape[axis] for axis in self)
+        return math.prod(shape[axis] for axis in self.dims)
 
     def from_the_end(self, ndim: int) -> "Axes":
         """The same axes of an array with ndim, counted from its last one."""
-        return Axes((a if a < 0 else a - ndim for a in self), self.mesh_names)
+        dims = tuple(a if a < 0 else a - ndim for a in self.dims)
+        return dataclasses.replace(self, dims=dims)
 
     def from_the_start(self, ndim: int) -> "Axes":
-        return Axes((a % ndim for a in self), self.mesh_names)
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        names = getattr(other, "mesh_names", ())
-        return tuple(self) == other and self.mesh_names == names
-
-    def __hash__(self) -> int:
-        return hash((tuple(self), self.mesh_names))
+        dims = tuple(a % ndim for a in self.dims)
+        return dataclasses.replace(self, dims=dims)
 
 
 def names_of(entry: Any) -> tuple[Hashable, ...]:
@@ -59,7 +50,7 @@ def names_of(entry: Any) -> tuple[Hashable, ...]:
 
 def row_sum(v: Array, axes: Axes, dtype: DTypeLike | None = None) -> Array:
     """The sum over all classes of a row; the class axes are kept with size 1."""
-    total = jnp.sum(v, axes, keepdims=True, dtype=dtype)
+    total = jnp.sum(v, axes.dims, keepdims=True, dtype=dtype)
     return device_sum(total, axes.mesh_names)
 
 
@@ -69,7 +60,7 @@ def device_sum(v: Any, mesh_names: tuple[Hashable, ...]) -> Any:
 
 
 def row_max(v: Array, axes: Axes, at_least: float = -math.inf) -> Array:
-    top = jnp.max(v, axes, keepdims=True, initial=at_least)
+    top = jnp.max(v, axes.dims, keepdims=True, initial=at_least)
     return jax.lax.pmax(top, axes.mesh_names) if axes.mesh_names else top
 
 
@@ -78,12 +69,12 @@ def class_index(x: Array, axes: Axes) -> Array:
     axes; of size 1 along the other axes."""
     axes = axes.from_the_start(x.ndim)
     index, stride = jnp.zeros((1,) * x.ndim, jnp.int32), 1
-    for axis in reversed(axes):
+    for axis in reversed(axes.dims):
         along_axis = [n if i == axis else 1 for i, n in enumerate(x.shape)]
         iota = jax.lax.broadcasted_iota(jnp.int32, along_axis, axis)
         index = index + stride * iota
         stride *= x.shape[axis]
-    return first_class(axes.count_here(x.shape), axes.mesh_names) + split_alike(
+    return first_class(axes.count_here(x.shape), axes.mesh_names) + reshard_like(
         index, x
     )
 
@@ -94,7 +85,7 @@ def is_class(labels: Array, x: Array, axes: Axes) -> Array:
     return class_index(x, axes) == labels
 
 
-def split_by_type(v: Any, axes: Iterable[int]) -> bool:
+def is_sharded(v: Any, axes: Iterable[int]) -> bool:
     """Whether a mesh with explicit axes splits any of these axes of v.
 
     Then only what the type can follow may be done to them: no reshape, no gather.
@@ -103,7 +94,7 @@ def split_by_type(v: Any, axes: Iterable[int]) -> bool:
     return any(spec[axis] is not None for axis in axes)
 
 
-def split_alike(v: Array, like: Array) -> Array:
+def reshard_like(v: Array, like: Array) -> Array:
     """v, typed to be split as `like` is over the explicit axes of a mesh, but for axes
     of size 1. In a choice between arrays JAX asks for equal types."""
     spec = [
@@ -113,24 +104,24 @@ def split_alike(v: Array, like: Array) -> Array:
     return _resharded(v, spec, like) if any(spec) else v
 
 
-def split_together(v: Array, like: Array) -> tuple[Array, Array]:
+def reshard_together(v: Array, like: Array) -> tuple[Array, Array]:
     """Both, of one shape: v typed to be split as `like` is, or if only v is split,
     `like` as v."""
-    v = split_alike(v, like)
-    return v, split_alike(like, v)
+    v = reshard_like(v, like)
+    return v, reshard_like(like, v)
 
 
-def spread_alike(v: Array, like: Array) -> Array:
+def broadcast_like(v: Array, like: Array) -> Array:
     """v, and where a type splits `like`, v broadcast to its shape and split alike."""
-    if not split_by_type(like, range(like.ndim)):
+    if not is_sharded(like, range(like.ndim)):
         return v
-    return split_alike(jnp.broadcast_to(v, like.shape), like)
+    return reshard_like(jnp.broadcast_to(v, like.shape), like)
 
 
 def entries_at(table: Array, index: Array) -> Array:
     """table[index] of a table with one axis, split as the index is."""
     axes = range(index.ndim)
-    if not (split_by_type(table, (0,)) or split_by_type(index, axes)):
+    if not (is_sharded(table, (0,)) or is_sharded(index, axes)):
         return table[index]
     whole = _resharded(table, [None], index)
     return whole.at[index].get(out_sharding=jax.typeof(index).sharding)
@@ -145,7 +136,7 @@ def _sharding(spec, like):
     return jax.sharding.NamedSharding(mesh, spec)
 
 
-def without_types(
+def with_automatic_axes(
     f: Callable[..., Any], arguments: tuple[Any, ...], batch: Array, ndim: int
 ) -> Any:
     """f of the arguments. Where the explicit axes of a mesh split one of them, they are
@@ -154,7 +145,7 @@ def without_types(
     The results have ndim axes, the first ones of `batch`, and are split as these.
     """
     leaves = jax.tree.leaves(arguments)
-    split = [v for v in leaves if split_by_type(v, range(v.ndim))]
+    split = [v for v in leaves if is_sharded(v, range(v.ndim))]
     if not split:
         return f(*arguments)
     mesh = jax.typeof(split[0]).sharding.mesh
@@ -183,7 +174,7 @@ def local_index(
     return jnp.clip(index, 0, classes_here - 1), found
 
 
-def vary_alike(axes: Axes, arrays: Any, rows: Any) -> tuple[Any, Any]:
+def match_varying(axes: Axes, arrays: Any, rows: Any) -> tuple[Any, Any]:
     """Both trees, typed to vary over the mesh axes that anything in them varies over;
     rows not over those of the classes.
 

@@ -31,7 +31,7 @@ from jaxsoft._losses.nll import label_terms
 from jaxsoft._losses.per_row import RowLabels, combined_terms
 
 
-class TokenChunks(NamedTuple):
+class TokenPlan(NamedTuple):
     """Static facts of a pass over the tokens."""
 
     vocab_axis: int
@@ -39,7 +39,7 @@ class TokenChunks(NamedTuple):
     may_skip: bool  # tokens that do not count
 
 
-class Summands(NamedTuple):
+class TokenInputs(NamedTuple):
     """What the loss of a token is made of, beside its logits; one entry per token."""
 
     tokens: Any  # Tokens
@@ -53,38 +53,36 @@ class Summands(NamedTuple):
 # and the backward pass multiplies them by the cotangent of L.
 @with_jvp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def summed_loss(hidden, head, summands, chunks):
+def summed_loss(hidden, head, inputs, chunks):
     """Sum over tokens of `combined_terms`, for hidden (N, D) under a Head."""
 
     def add_chunk(total, rows):
-        hidden, summands = rows
+        hidden, inputs = rows
         x = head_logits(hidden, head, chunks.vocab_axis)
-        return total + _loss_of_logits(x, _shared(head), summands, chunks), None
+        return total + _loss_of_logits(x, _shared(head), inputs, chunks), None
 
-    return _over_chunks(add_chunk, _zero_loss(hidden, head), hidden, summands, chunks)[
-        0
-    ]
+    return _over_chunks(add_chunk, _zero_loss(hidden, head), hidden, inputs, chunks)[0]
 
 
-def _fwd(hidden, head, summands, chunks):
+def _fwd(hidden, head, inputs, chunks):
     # Arguments that are not differentiated cost nothing: with a frozen head two matrix
     # products remain.
     wants_weight, wants_bias = head.weight.perturbed, _is_perturbed(head.bias)
-    hidden, head, summands = jax.tree.map(
-        lambda leaf: leaf.value, (hidden, head, summands), is_leaf=_is_argument
+    hidden, head, inputs = jax.tree.map(
+        lambda leaf: leaf.value, (hidden, head, inputs), is_leaf=_is_argument
     )
 
     def add_chunk(sums, rows):
         total, dhead = sums
-        hidden, summands = rows
+        hidden, inputs = rows
         x = head_logits(hidden, head, chunks.vocab_axis)
         loss, pullback = jax.vjp(
             lambda x, shared, smooth: _loss_of_logits(
-                x, shared, _with_smooth(summands, smooth), chunks
+                x, shared, _with_smooth(inputs, smooth), chunks
             ),
             x,
             _shared(head),
-            _smooth(summands),
+            _smooth(inputs),
         )
         dx, dshared, dsmooth = pullback(jnp.ones_like(loss))
         factors = narrowed(dx, jnp.promote_types(hidden.dtype, head.weight.dtype))
@@ -95,7 +93,7 @@ def _fwd(hidden, head, summands, chunks):
             dweight = matrix_product(*pair, (0, 0), dx.dtype)
         if wants_bias:
             dbias = jnp.sum(dx, 0)
-        more = Head(dweight, dbias, dshared.spread_weight, dshared.softcap)
+        more = Head(dweight, dbias, dshared.uniform_weight, dshared.softcap)
         dhead = jax.tree.map(jnp.add, dhead, more)
         return (total + loss, dhead), (dhidden.astype(hidden.dtype), dsmooth)
 
@@ -103,10 +101,13 @@ def _fwd(hidden, head, summands, chunks):
     start = Head(
         jnp.zeros_like(head.weight, zero.dtype) + zero if wants_weight else None,
         jnp.zeros_like(head.bias, zero.dtype) + zero if wants_bias else None,
-        *(v if v is None else 0 * v + zero for v in (head.spread_weight, head.softcap)),
+        *(
+            v if v is None else 0 * v + zero
+            for v in (head.uniform_weight, head.softcap)
+        ),
     )
     (total, dhead), (dhidden, dsmooth) = _over_chunks(
-        add_chunk, (zero, start), hidden, summands, chunks
+        add_chunk, (zero, start), hidden, inputs, chunks
     )
     return total, (hidden, head, dhidden, dhead, dsmooth)
 
@@ -114,7 +115,7 @@ def _fwd(hidden, head, summands, chunks):
 def _bwd(chunks, residuals, g):
     hidden, head, dhidden, dhead, dsmooth = residuals
     dtemperature, doptions = jax.tree.map(lambda v: g * v, dsmooth)
-    dsummands = Summands(Tokens(None, dtemperature, None), None, doptions)
+    dinputs = TokenInputs(Tokens(None, dtemperature, None), None, doptions)
     dhidden = (g * dhidden.astype(g.dtype)).astype(hidden.dtype)
     dhead = Head(
         *(
@@ -122,34 +123,34 @@ def _bwd(chunks, residuals, g):
             for v, like in zip(dhead, head)
         )
     )
-    return dhidden, dhead, dsummands
+    return dhidden, dhead, dinputs
 
 
 summed_loss.defvjp(_fwd, _bwd, symbolic_zeros=True)
 
 
-def _loss_of_logits(x, shared, summands, chunks):
-    tokens = jax.tree.map(column, summands.tokens)
-    spread_weight = shared.spread_weight
+def _loss_of_logits(x, shared, inputs, chunks):
+    tokens = jax.tree.map(column, inputs.tokens)
+    uniform_weight = shared.uniform_weight
     logits = Logits(x, tokens.where, tokens.temperature)
-    w = None if spread_weight is None else spread_weight[None]
+    w = None if uniform_weight is None else uniform_weight[None]
     terms = label_terms(Axes((1,)), logits, tokens.labels, w, shared.softcap)
     terms = jax.tree.map(lambda term: jnp.squeeze(term, 1), terms)
-    labels, options = summands.tokens.labels, summands.options
-    return jnp.sum(combined_terms(terms, labels, summands.included, options)[0])
+    labels, options = inputs.tokens.labels, inputs.options
+    return jnp.sum(combined_terms(terms, labels, inputs.included, options)[0])
 
 
-def _over_chunks(add_chunk, start, hidden, summands, chunks):
+def _over_chunks(add_chunk, start, hidden, inputs, chunks):
     """Scan over chunks of tokens; the last sum, and what add_chunk returns of rows."""
 
     def of_tokens(rows):
         return _scan_of_chunks(add_chunk, start, rows, chunks.chunk)
 
-    rows = hidden, summands
+    rows = hidden, inputs
     if chunks.may_skip:
         like = jax.eval_shape(of_tokens, rows)[0]
         nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), like)
-        counted = summands.tokens.labels.counted
+        counted = inputs.tokens.labels.counted
         of_rows, carry = over_counted_tokens(of_tokens, counted, rows, nothing)
     else:
         of_rows, carry = of_tokens(rows)
@@ -165,15 +166,15 @@ def _scan_of_chunks(add_chunk, start, rows, chunk):
     def step(carry, position):
         first = jnp.minimum(position, count - chunk)
         index = first + jnp.arange(chunk, dtype=jnp.int32)
-        hidden, summands = rows_at(rows, index)
-        labels, fresh = summands.tokens.labels, index >= position
+        hidden, inputs = rows_at(rows, index)
+        labels, fresh = inputs.tokens.labels, index >= position
         labels = RowLabels(
             jnp.where(fresh, labels.class_index, -1),
             labels.counted & fresh,
             labels.valid | ~fresh,
         )
-        tokens = summands.tokens._replace(labels=labels)
-        return add_chunk(carry, (hidden, summands._replace(tokens=tokens)))
+        tokens = inputs.tokens._replace(labels=labels)
+        return add_chunk(carry, (hidden, inputs._replace(tokens=tokens)))
 
     positions = jnp.arange(0, count, chunk, dtype=jnp.int32)
     carry, of_rows = jax.lax.scan(step, start, positions)
@@ -195,14 +196,14 @@ def _shared(head):
     return head._replace(weight=None, bias=None)
 
 
-def _smooth(summands):
-    return summands.tokens.temperature, summands.options
+def _smooth(inputs):
+    return inputs.tokens.temperature, inputs.options
 
 
-def _with_smooth(summands, smooth):
+def _with_smooth(inputs, smooth):
     temperature, options = smooth
-    tokens = summands.tokens._replace(temperature=temperature)
-    return summands._replace(tokens=tokens, options=options)
+    tokens = inputs.tokens._replace(temperature=temperature)
+    return inputs._replace(tokens=tokens, options=options)
 
 
 def _is_argument(leaf):

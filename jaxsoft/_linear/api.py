@@ -32,9 +32,9 @@ from jaxsoft._checks import (
     as_temperature,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
-from jaxsoft._core.mesh import Axes, class_count, vary_alike, without_types
-from jaxsoft._linear.accumulate import Summands, TokenChunks, summed_loss
-from jaxsoft._linear.chunks import Head, Stream, Tokens, has_narrow_range
+from jaxsoft._core.mesh import Axes, class_count, match_varying, with_automatic_axes
+from jaxsoft._linear.accumulate import TokenInputs, TokenPlan, summed_loss
+from jaxsoft._linear.chunks import Head, Tokens, VocabularyPlan, has_narrow_range
 from jaxsoft._linear.recompute import linear_terms
 from jaxsoft._losses.per_row import (
     RowTerms,
@@ -145,7 +145,7 @@ def linear_cross_entropy(
         count; under `jax.vmap` those of every element. `jax.checkpoint` around the call
         repeats the forward pass.
 
-    Awkward values:
+    Edge cases:
         As `cross_entropy`: invalid labels, masked labels, infinite logits. A token with
         an ignored label has gradient exactly 0.
 
@@ -175,7 +175,7 @@ def linear_cross_entropy(
         "z_loss": as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
     }
     ignore_index = as_ignore_index(name, ignore_index)
-    stream = Stream(
+    plan = VocabularyPlan(
         vocab_axis=vocab_axis,
         chunk=inputs.chunk,
         may_skip=ignore_index is not None and math.prod(batch) >= FEWEST_TO_SKIP,
@@ -193,7 +193,7 @@ def linear_cross_entropy(
         as_mask(name, "where", where, logits.shape, IGNORE_ROWS),
         options,
         as_temperature(name, temperature, logits, axes),
-        stream=stream,
+        plan=plan,
         ignore_index=ignore_index,
         reduction=as_reduction(name, reduction),
         may_hold_gradient=chunk_bytes is None,
@@ -202,13 +202,13 @@ def linear_cross_entropy(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("stream", "ignore_index", "reduction", "may_hold_gradient"),
+    static_argnames=("plan", "ignore_index", "reduction", "may_hold_gradient"),
 )
 def _linear_cross_entropy(hidden, head, labels, where, options, temperature, **static):
     loss = functools.partial(_loss, **static)
     arguments = hidden, head, labels, where, options, temperature
     ndim = labels.ndim if static["reduction"] == "none" else 0
-    return without_types(loss, arguments, hidden, ndim)
+    return with_automatic_axes(loss, arguments, hidden, ndim)
 
 
 def _loss(
@@ -219,24 +219,24 @@ def _loss(
     options,
     temperature,
     *,
-    stream,
+    plan,
     ignore_index,
     reduction,
     may_hold_gradient,
 ):
-    classes = head.weight.shape[stream.vocab_axis]
+    classes = head.weight.shape[plan.vocab_axis]
     shape = (*labels.shape, classes)
-    axes = Axes((labels.ndim,), stream.mesh_names)
+    axes = Axes((labels.ndim,), plan.mesh_names)
     rows = row_labels(
         "linear_cross_entropy", labels, class_count(shape, axes), ignore_index
     )
     options["class_weight"] = local_weight(options["class_weight"], shape, axes)
     label_smoothing = options["label_smoothing"]
     if label_smoothing is not None:
-        spread_weight = options["class_weight"]
-        if spread_weight is None:
-            spread_weight = jnp.ones(classes, label_smoothing.dtype)
-        head = head._replace(spread_weight=spread_weight)
+        uniform_weight = options["class_weight"]
+        if uniform_weight is None:
+            uniform_weight = jnp.ones(classes, label_smoothing.dtype)
+        head = head._replace(uniform_weight=uniform_weight)
     tokens = _flat_tokens(rows, temperature, where, classes)
     hidden = _flat_rows(hidden)
     if ignore_index is not None:
@@ -247,16 +247,16 @@ def _loss(
         lambda v: v.reshape(-1),
         (included, row_options(rows, labels.shape, axes, **options)),
     )
-    head, (hidden, tokens, flat) = vary_alike(axes, head, (hidden, tokens, flat))
+    head, (hidden, tokens, flat) = match_varying(axes, head, (hidden, tokens, flat))
     chunks = None
-    if reduction != "none" and may_hold_gradient and not stream.mesh_names:
-        chunks = _token_chunks(hidden, head, stream)
+    if reduction != "none" and may_hold_gradient and not plan.mesh_names:
+        chunks = _token_chunks(hidden, head, plan)
     if chunks is not None:
-        total = summed_loss(hidden, head, Summands(tokens, *flat), chunks)
+        total = summed_loss(hidden, head, TokenInputs(tokens, *flat), chunks)
         zeros = jnp.zeros(len(hidden), total.dtype)
         weight = row_weight(tokens.labels, flat[1], zeros)
         return total if reduction == "sum" else mean_loss(total, jnp.sum(weight))
-    terms = linear_terms(hidden, head, tokens, stream)
+    terms = linear_terms(hidden, head, tokens, plan)
     terms = RowTerms(terms.nll, terms.logsumexp, terms.uniform_nll)
     loss, weight = combined_terms(terms, tokens.labels, *flat)
     loss, weight = loss.reshape(labels.shape), weight.reshape(labels.shape)
@@ -302,7 +302,7 @@ def linear_log_probs(
         The first three are differentiable, with any cotangent, with respect to every
         float argument. Residuals: the arguments and O(N) numbers.
 
-    Awkward values:
+    Edge cases:
         A label outside [0, classes) has log_prob NaN, and NaN gradient in its token.
 
     Example:
@@ -329,7 +329,7 @@ def linear_log_probs(
         ),
         inputs.labels,
         as_temperature(name, temperature, logits, axes),
-        stream=Stream(
+        plan=VocabularyPlan(
             vocab_axis,
             inputs.chunk,
             may_skip=False,
@@ -340,21 +340,21 @@ def linear_log_probs(
     )
 
 
-@functools.partial(jax.jit, static_argnames="stream")
-def _linear_log_probs(hidden, head, labels, temperature, *, stream):
-    log_probs = functools.partial(_log_probs, stream=stream)
+@functools.partial(jax.jit, static_argnames="plan")
+def _linear_log_probs(hidden, head, labels, temperature, *, plan):
+    log_probs = functools.partial(_log_probs, plan=plan)
     arguments = hidden, head, labels, temperature
-    return without_types(log_probs, arguments, hidden, labels.ndim)
+    return with_automatic_axes(log_probs, arguments, hidden, labels.ndim)
 
 
-def _log_probs(hidden, head, labels, temperature, *, stream):
-    classes = head.weight.shape[stream.vocab_axis]
-    axes = Axes((labels.ndim,), stream.mesh_names)
+def _log_probs(hidden, head, labels, temperature, *, plan):
+    classes = head.weight.shape[plan.vocab_axis]
+    axes = Axes((labels.ndim,), plan.mesh_names)
     count = class_count((*labels.shape, classes), axes)
     rows = row_labels("linear_log_probs", labels, count, None)
     tokens = _flat_tokens(rows, temperature, None, classes)
-    head, (hidden, tokens) = vary_alike(axes, head, (_flat_rows(hidden), tokens))
-    terms = linear_terms(hidden, head, tokens, stream)
+    head, (hidden, tokens) = match_varying(axes, head, (_flat_rows(hidden), tokens))
+    terms = linear_terms(hidden, head, tokens, plan)
     terms = jax.tree.map(lambda term: term.reshape(labels.shape), terms)
     return LogProbs(-terms.nll, terms.logsumexp, terms.entropy, terms.top_label)
 
@@ -437,19 +437,19 @@ def _chunk_classes(tokens: int, classes: int, chunk_bytes: int) -> int:
     return most - most % 128 if most >= 128 else most
 
 
-def _token_chunks(hidden: Array, head: Head, stream: Stream) -> TokenChunks | None:
+def _token_chunks(hidden: Array, head: Head, plan: VocabularyPlan) -> TokenPlan | None:
     """How to sum a loss with its gradient taken in the forward pass; None where the
     logits of a chunk and the float32 gradient of the weights exceed the budget, and
     where the inputs do not hold a gradient that is scaled later."""
     if has_narrow_range(hidden.dtype):
         return None
     tokens, features = hidden.shape
-    classes = head.weight.shape[stream.vocab_axis]
+    classes = head.weight.shape[plan.vocab_axis]
     most = SUM_BYTES // 4 // classes - features
     chunk = min(tokens, most)
     if chunk < min(tokens, 128) or tokens == 0:
         return None
-    return TokenChunks(stream.vocab_axis, chunk, stream.may_skip)
+    return TokenPlan(plan.vocab_axis, chunk, plan.may_skip)
 
 
 def _flat_rows(hidden: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._core.batching import largest_of_batch
-from jaxsoft._core.dtypes import accumulation_dtype, saturated
+from jaxsoft._core.dtypes import accumulation_dtype, clip_tangent
 
 
 class Head(NamedTuple):
@@ -17,7 +17,7 @@ class Head(NamedTuple):
 
     weight: Any  # (V, D), or (D, V) with vocab_axis 1
     bias: Array | None  # (V,)
-    spread_weight: Array | None  # (V,), the weights of RowTerms.spread
+    uniform_weight: Array | None  # (V,), the weights in RowTerms.uniform_nll
     softcap: Array | None  # ()
 
 
@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
     where: Array | None  # (N, V), or 1 in place of N
 
 
-class Stream(NamedTuple):
+class VocabularyPlan(NamedTuple):
     """Static facts of a pass over the vocabulary."""
 
     vocab_axis: int
@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
     fresh: Array | None  # (1, C), False in a class that an earlier chunk had
     weight: Array
     bias: Array | None
-    spread_weight: Array | None
+    uniform_weight: Array | None
 
 
 def has_narrow_range(dtype):
@@ -61,7 +61,7 @@ def narrowed(dx, dtype):
     float32. At a temperature of 1e-6 float16 does not hold it, and an infinity times a
     weight 0 would be NaN."""
     if has_narrow_range(dtype):
-        dx = saturated(dx, dtype)
+        dx = clip_tangent(dx, dtype)
     return dx.astype(dtype)
 
 
@@ -86,14 +86,14 @@ def column(v: Any) -> Any:
     return v[:, None] if v.ndim == 1 else v
 
 
-def chunk_count(head, stream):
-    return -(-head.weight.shape[stream.vocab_axis] // stream.chunk)
+def chunk_count(head, plan):
+    return -(-head.weight.shape[plan.vocab_axis] // plan.chunk)
 
 
-def chunk_at(position, head, stream):
+def chunk_at(position, head, plan):
     """The classes from position * C on. The last chunk of a vocabulary that C does not
     divide starts earlier, at V - C, and has classes that are not fresh."""
-    size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
+    size, chunk = head.weight.shape[plan.vocab_axis], plan.chunk
     start = jnp.minimum(position * chunk, size - chunk)
     classes = start + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
     fresh = None if size % chunk == 0 else classes >= position * chunk
@@ -104,9 +104,9 @@ def chunk_at(position, head, stream):
         return jax.lax.dynamic_slice_in_dim(v, start, chunk)[None]
 
     weight = jax.lax.dynamic_slice_in_dim(
-        head.weight, start, chunk, axis=stream.vocab_axis
+        head.weight, start, chunk, axis=plan.vocab_axis
     )
-    return Chunk(classes, fresh, weight, row(head.bias), row(head.spread_weight))
+    return Chunk(classes, fresh, weight, row(head.bias), row(head.uniform_weight))
 
 
 def chunk_mask(chunk, tokens):
@@ -131,9 +131,9 @@ def chunk_label(chunk, tokens):
     return jnp.where(found, index, -1)
 
 
-def assembled(dchunks, head: Any, stream) -> Any:
+def assembled(dchunks, head: Any, plan) -> Any:
     """The chunks' cotangents side by side, as the head's."""
-    size, chunk = head.weight.shape[stream.vocab_axis], stream.chunk
+    size, chunk = head.weight.shape[plan.vocab_axis], plan.chunk
     repeated = -size % chunk
 
     def joined(stacked, like, axis):
@@ -147,9 +147,9 @@ def assembled(dchunks, head: Any, stream) -> Any:
         return stacked.reshape(like.shape).astype(like.dtype)
 
     return Head(
-        joined(dchunks.weight, head.weight, stream.vocab_axis),
+        joined(dchunks.weight, head.weight, plan.vocab_axis),
         joined(dchunks.bias, head.bias, 0),
-        joined(dchunks.spread_weight, head.spread_weight, 0),
+        joined(dchunks.uniform_weight, head.uniform_weight, 0),
         None,
     )
 

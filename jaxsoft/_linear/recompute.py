@@ -101,43 +101,44 @@ def _row(summary, tokens):
 # dz reaches the logits, and through them all else, by the transpose of what made z.
 @with_jvp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def linear_terms(hidden, head, tokens, stream):
-    """LinearTerms of hidden (N, D) under a Head, for Tokens and a Stream. The hidden
-    states of ignored tokens must be 0."""
-    return _plain(hidden, head, tokens, stream)[0]
+def linear_terms(hidden, head, tokens, plan):
+    """LinearTerms of hidden (N, D) under a Head, for Tokens and a VocabularyPlan.
+
+    The hidden states of ignored tokens must be 0."""
+    return _plain(hidden, head, tokens, plan)[0]
 
 
-def _plain(hidden, head, tokens, stream, with_frozen=False):
-    tokens = _with_local_labels(jax.tree.map(column, tokens), head, stream)
-    sums = _forward(hidden, head, tokens, stream, with_frozen)
-    if stream.mesh_names:
-        sums = _over_devices(sums, head, stream)
+def _plain(hidden, head, tokens, plan, with_frozen=False):
+    tokens = _with_local_labels(jax.tree.map(column, tokens), head, plan)
+    sums = _forward(hidden, head, tokens, plan, with_frozen)
+    if plan.mesh_names:
+        sums = _over_devices(sums, head, plan)
     summary = without_nothing(sums.summary)
     row = _row(summary, tokens)
     terms = terms_of_label(row, summary, tokens.labels)
     entropy = None
-    if stream.with_entropy:
+    if plan.with_entropy:
         entropy = jnp.log1p(row.s) - summary.e_d / (1 + row.s)
     terms = LinearTerms(*terms, entropy, sums.top_label)
     terms = jax.tree.map(lambda term: jnp.squeeze(term, 1), terms)
     return terms, (summary, sums.frozen)
 
 
-def _fwd(hidden, head, tokens, stream):
+def _fwd(hidden, head, tokens, plan):
     """The residuals; with a frozen head they hold the gradient's sums already, and the
     backward pass sees no logits. Then two matrix products remain."""
     frozen = not any(leaf.perturbed for leaf in jax.tree.leaves(head))
-    frozen = frozen and not stream.with_entropy and head.spread_weight is None
+    frozen = frozen and not plan.with_entropy and head.uniform_weight is None
     hidden, head, tokens = jax.tree.map(lambda v: v.value, (hidden, head, tokens))
     factors_dtype = jnp.promote_types(hidden.dtype, head.weight.dtype)
     frozen = frozen and not has_narrow_range(factors_dtype)
-    terms, kept = _plain(hidden, head, tokens, stream, with_frozen=frozen)
+    terms, kept = _plain(hidden, head, tokens, plan, with_frozen=frozen)
     return terms, (hidden, head, tokens, kept)
 
 
-def _bwd(stream, residuals, cotangents):
+def _bwd(plan, residuals, cotangents):
     hidden, head, tokens, (summary, frozen) = residuals
-    tokens = _with_local_labels(jax.tree.map(column, tokens), head, stream)
+    tokens = _with_local_labels(jax.tree.map(column, tokens), head, plan)
     row = _row(summary, tokens)
     g, h, k, a, _ = jax.tree.map(column, _materialised(cotangents))
     g, h, k = label_cotangents(row, tokens.labels, RowTerms(g, h, k))
@@ -145,16 +146,16 @@ def _bwd(stream, residuals, cotangents):
     variance = dhead = None
     if frozen is None:
         of_rows = _RowCotangents(summary, *scales, k, a)
-        (dhidden, variance), dhead = _backward(hidden, head, tokens, of_rows, stream)
+        (dhidden, variance), dhead = _backward(hidden, head, tokens, of_rows, plan)
     else:
-        dhidden = _frozen_backward(head, tokens, frozen, scales, stream)
-    dhidden = device_sum(dhidden, stream.mesh_names)  # in float32
+        dhidden = _frozen_backward(head, tokens, frozen, scales, plan)
+    dhidden = device_sum(dhidden, plan.mesh_names)  # in float32
     dhidden = dhidden.astype(hidden.dtype)
     dtokens = None
     dtemperature = temperature_cotangent(row, summary, g, h, k)
     if dtemperature is not None:
         if a is not None:
-            variance = device_sum(variance, stream.mesh_names)
+            variance = device_sum(variance, plan.mesh_names)
             dtemperature = dtemperature + product(a, variance * row.sign * row.per_t)
         dtokens = Tokens(None, jnp.squeeze(dtemperature, 1), None)
     return dhidden, dhead, dtokens
@@ -177,11 +178,11 @@ def _materialised(cotangents):
 
 # dh = sum over all classes but the label of scale e_j kappa_j w_j, and for the label
 # its own dz kappa_y w_y: again nothing cancels.
-def _frozen_backward(head, tokens, frozen, scales, stream):
+def _frozen_backward(head, tokens, frozen, scales, plan):
     scale, at_label = scales
     index = tokens.labels.class_index[:, 0]
-    label_weight = jnp.take(head.weight, jnp.maximum(index, 0), axis=stream.vocab_axis)
-    if stream.vocab_axis == 1:
+    label_weight = jnp.take(head.weight, jnp.maximum(index, 0), axis=plan.vocab_axis)
+    if plan.vocab_axis == 1:
         label_weight = label_weight.T
     label_weight = frozen.label_slope * label_weight.astype(scale.dtype)
     at_label = jnp.where(index[:, None] < 0, 0, at_label)
@@ -196,26 +197,26 @@ class _RowCotangents(NamedTuple):
     a: Array | None
 
 
-def _forward(hidden, head, tokens, stream, with_frozen):
+def _forward(hidden, head, tokens, plan, with_frozen):
     """The _Sums over the whole vocabulary."""
-    start = _no_sums(hidden, head, tokens, stream, with_frozen)
+    start = _no_sums(hidden, head, tokens, plan, with_frozen)
 
     def of_rows(rows):
-        return _forward_of_rows(rows, head, stream), None
+        return _forward_of_rows(rows, head, plan), None
 
     rows = hidden, tokens, start
-    if not stream.may_skip:
+    if not plan.may_skip:
         return of_rows(rows)[0]
     return over_counted_tokens(of_rows, tokens.labels.counted, rows, start)[0]
 
 
-def _no_sums(hidden, head, tokens, stream, with_frozen):
+def _no_sums(hidden, head, tokens, plan, with_frozen):
     dtype = accumulation_dtype(jnp.promote_types(hidden.dtype, head.weight.dtype))
     # Zeros made of the rows, so that under shard_map they vary as the rows do.
     zero = jnp.zeros_like(tokens.labels.class_index, dtype)
-    zero = varying(zero, stream.mesh_names)
-    with_e_d = stream.with_entropy or tokens.temperature is not None
-    coefficients = 0 if head.spread_weight is None else 1
+    zero = varying(zero, plan.mesh_names)
+    with_e_d = plan.with_entropy or tokens.temperature is not None
+    coefficients = 0 if head.uniform_weight is None else 1
     temperature = size_of(tokens.temperature)
     summary = Summary(
         m=zero - jnp.inf,
@@ -229,27 +230,27 @@ def _no_sums(hidden, head, tokens, stream, with_frozen):
     frozen = None
     if with_frozen:
         frozen = _FrozenSums(jnp.zeros_like(hidden, dtype) + zero, zero)
-    top_label = zero.astype(jnp.int32) if stream.with_top_label else None
+    top_label = zero.astype(jnp.int32) if plan.with_top_label else None
     return _Sums(summary, top_label, frozen)
 
 
-def _logits_of(hidden, tokens, chunk, softcap, stream):
+def _logits_of(hidden, tokens, chunk, softcap, plan):
     """The logits of a chunk as the passes see them, and what takes a cotangent of these
     to that of h w + b and of the cap."""
-    x = head_logits(hidden, chunk, stream.vocab_axis)
+    x = head_logits(hidden, chunk, plan.vocab_axis)
     logits = Logits(x, chunk_mask(chunk, tokens), tokens.temperature)
     return as_seen(logits, softcap)
 
 
-def _forward_of_rows(rows, head, stream):
+def _forward_of_rows(rows, head, plan):
     hidden, tokens, start = rows
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_chunk(sums, position):
-        chunk = chunk_at(position, head, stream)
-        logits, to_given = _logits_of(hidden, tokens, chunk, head.softcap, stream)
+        chunk = chunk_at(position, head, plan)
+        logits, to_given = _logits_of(hidden, tokens, chunk, head.softcap, plan)
         label = chunk_label(chunk, tokens)
-        riders = label_riders(label, chunk.spread_weight, logits, stream.with_entropy)
+        riders = label_riders(label, chunk.uniform_weight, logits, plan.with_entropy)
         summary = summarize(AXES, logits, riders)
         summary = summary._replace(temperature=sums.summary.temperature)
         top_label = sums.top_label
@@ -261,22 +262,22 @@ def _forward_of_rows(rows, head, stream):
         frozen = sums.frozen
         if frozen is not None:
             row = Row(AXES, logits, summary.m, summary.s)
-            of_chunk = _frozen_sums(row, label, hidden, chunk, to_given, stream)
+            of_chunk = _frozen_sums(row, label, hidden, chunk, to_given, plan)
             frozen = _merged_frozen(sums.summary, frozen, row, of_chunk)
         merged = merge(sums.summary, summary, shifted)
         return _Sums(merged, top_label, frozen), None
 
-    positions = jnp.arange(chunk_count(head, stream), dtype=jnp.int32)
+    positions = jnp.arange(chunk_count(head, plan), dtype=jnp.int32)
     return jax.lax.scan(add_chunk, start, positions)[0]
 
 
-def _frozen_sums(row, label, hidden, chunk, to_given, stream):
+def _frozen_sums(row, label, hidden, chunk, to_given, plan):
     ones, zeros = jnp.ones_like(row.m), jnp.zeros_like(row.m)
     e = to_classes(AXES, row.logits, row.m, ones, label, zeros)
     slope = to_classes(AXES, row.logits, row.m, zeros, label, ones)
     e, slope = to_given(e)[0], to_given(slope)[0]
     factors = e.astype(jnp.promote_types(hidden.dtype, chunk.weight.dtype))
-    e_weight = matrix_product(factors, chunk.weight, (1, stream.vocab_axis), e.dtype)
+    e_weight = matrix_product(factors, chunk.weight, (1, plan.vocab_axis), e.dtype)
     return _FrozenSums(e_weight, jnp.sum(slope, 1, keepdims=True))
 
 
@@ -287,26 +288,26 @@ def _merged_frozen(before, frozen, row, of_chunk):
     return _FrozenSums(e_weight, frozen.label_slope + of_chunk.label_slope)
 
 
-def _with_local_labels(tokens, head, stream):
+def _with_local_labels(tokens, head, plan):
     """The labels as indices into this device's classes; -1 for those of others."""
-    if not stream.mesh_names:
+    if not plan.mesh_names:
         return tokens
-    classes = head.weight.shape[stream.vocab_axis]
-    index, found = local_index(tokens.labels.class_index, classes, stream.mesh_names)
+    classes = head.weight.shape[plan.vocab_axis]
+    index, found = local_index(tokens.labels.class_index, classes, plan.mesh_names)
     index = jnp.where(found, index, -1)
     return tokens._replace(labels=tokens.labels._replace(class_index=index))
 
 
-def _over_devices(sums, head, stream):
+def _over_devices(sums, head, plan):
     """The sums of all classes from those of each device. Those of a frozen head stay
     apart."""
-    names, here = stream.mesh_names, sums.summary
+    names, here = plan.mesh_names, sums.summary
     summary = over_devices(
         names, without_nothing(here)._replace(temperature=here.temperature)
     )
     top_label = sums.top_label
     if top_label is not None:
-        first = first_class(head.weight.shape[stream.vocab_axis], names)
+        first = first_class(head.weight.shape[plan.vocab_axis], names)
         last = jnp.iinfo(top_label.dtype).max
         top_label = jnp.where(here.m == summary.m, first + top_label, last)
         top_label = jax.lax.pmin(top_label, names)
@@ -317,34 +318,34 @@ def _over_devices(sums, head, stream):
     return _Sums(summary, top_label, frozen)
 
 
-def _backward(hidden, head, tokens, of_rows, stream):
+def _backward(hidden, head, tokens, of_rows, plan):
     """Cotangents of hidden and of the head, and sum_i p_i (d_i + U)^2 of each row."""
     # The sum over devices comes before the rounding.
-    dtype = of_rows.scale.dtype if stream.mesh_names else hidden.dtype
+    dtype = of_rows.scale.dtype if plan.mesh_names else hidden.dtype
 
     def of_tokens(rows):
-        (dhidden, variance), dhead = _backward_of_rows(rows, head, stream)
+        (dhidden, variance), dhead = _backward_of_rows(rows, head, plan)
         return (dhidden.astype(dtype), variance), dhead
 
     rows = hidden, tokens, of_rows
-    if not stream.may_skip:
+    if not plan.may_skip:
         return of_tokens(rows)
-    zero = varying(jnp.zeros_like(of_rows.scale), stream.mesh_names)
+    zero = varying(jnp.zeros_like(of_rows.scale), plan.mesh_names)
     nothing = jnp.zeros_like(hidden, dtype) + zero.astype(dtype), zero
     return over_counted_tokens(of_tokens, tokens.labels.counted, rows, nothing)
 
 
-def _backward_of_rows(rows, head: Any, stream):
+def _backward_of_rows(rows, head: Any, plan):
     hidden, tokens, of_rows = rows
-    zero = varying(jnp.zeros_like(of_rows.scale), stream.mesh_names)
+    zero = varying(jnp.zeros_like(of_rows.scale), plan.mesh_names)
 
     # Transposition for forward mode would otherwise store the factors of dz, N x V.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_chunk(carry, position):
         sums, dsoftcap = carry
-        chunk = chunk_at(position, head, stream)
+        chunk = chunk_at(position, head, plan)
         dchunk, more = _backward_of_chunk(
-            hidden, tokens, of_rows, chunk, head.softcap, stream
+            hidden, tokens, of_rows, chunk, head.softcap, plan
         )
         if dsoftcap is not None:
             dsoftcap = dsoftcap + dchunk.softcap
@@ -354,15 +355,15 @@ def _backward_of_rows(rows, head: Any, stream):
 
     sums = jnp.zeros_like(hidden, zero.dtype) + zero, zero
     dsoftcap: Any = None if head.softcap is None else jnp.sum(zero)
-    positions = jnp.arange(chunk_count(head, stream), dtype=jnp.int32)
+    positions = jnp.arange(chunk_count(head, plan), dtype=jnp.int32)
     carry, dchunks = jax.lax.scan(add_chunk, (sums, dsoftcap), positions)
     sums, dsoftcap = carry
-    return sums, assembled(dchunks, head, stream)._replace(softcap=dsoftcap)
+    return sums, assembled(dchunks, head, plan)._replace(softcap=dsoftcap)
 
 
-def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
+def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, plan):
     summary, scale, at_label, k, a = of_rows
-    logits, to_given = _logits_of(hidden, tokens, chunk, softcap, stream)
+    logits, to_given = _logits_of(hidden, tokens, chunk, softcap, plan)
     row = Row(AXES, logits, summary.m, summary.s)
     label = chunk_label(chunk, tokens)
     dx = to_classes(
@@ -376,7 +377,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
     )
     variance, dspread_weight = jnp.zeros_like(row.m), None
     if k is not None:
-        w = included(chunk.spread_weight, row)
+        w = included(chunk.uniform_weight, row)
         dz, dw = uniform_cotangents(row, w, summary, k)
         dx = dx + row.to_x(dz)
         dspread_weight = jnp.sum(dw, 0)
@@ -388,7 +389,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, stream):
     dx, dsoftcap = to_given(dx)
 
     factors = narrowed(dx, jnp.promote_types(hidden.dtype, chunk.weight.dtype))
-    classes_axis = stream.vocab_axis
+    classes_axis = plan.vocab_axis
     dhidden = matrix_product(factors, chunk.weight, (1, classes_axis), dx.dtype)
     if classes_axis == 0:
         dweight = matrix_product(factors, hidden, (0, 0), dx.dtype)

@@ -11,6 +11,7 @@ from jaxsoft._checks import (
     Axis,
     as_array,
     as_axes,
+    as_broadcastable,
     as_flag,
     as_label_smoothing,
     as_mask,
@@ -18,7 +19,6 @@ from jaxsoft._checks import (
     as_reduction,
     as_sample_weight,
     as_scalar,
-    fitted,
     is_of,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
@@ -75,7 +75,7 @@ def binary_cross_entropy(
         where one of the two vanishes. All float arguments are differentiable.
         Residuals: O(1) arrays of the logits' shape.
 
-    Awkward values:
+    Edge cases:
         Infinite logits give their limits: 0 for a right label, +inf for a wrong one.
         Large logits do not overflow: the loss of (50, 0.5) is 25.
 
@@ -96,7 +96,9 @@ def binary_cross_entropy(
     weight = None
     if pos_weight is not None:
         weight = as_real(name, "pos_weight", pos_weight).astype(dtype)
-        weight = fitted(name, "pos_weight", weight, logits.shape, "the logits' shape")
+        weight = as_broadcastable(
+            name, "pos_weight", weight, logits.shape, "the logits' shape"
+        )
     return _binary_jit(
         logits,
         _binary_labels(name, labels, logits),
@@ -173,7 +175,7 @@ def multilabel_cross_entropy(
         at a yes class. Labels have derivative 0. Residuals: the arguments and four
         numbers per row.
 
-    Awkward values:
+    Edge cases:
         No class of a kind, or all of them masked: that term is 0. A wrong class at
         infinity: +inf; a right one adds 0.
 
@@ -204,7 +206,7 @@ def _multilabel_jit(logits, is_yes, where, *, axes, reduction):
     loss = _log1p_sum_of_no(axes, given, is_yes) + _log1p_sum_of_yes(
         axes, given, is_yes
     )
-    loss = jnp.squeeze(loss, axes)
+    loss = jnp.squeeze(loss, axes.dims)
     return reduced_loss(loss, jnp.ones_like(loss), reduction)
 
 
@@ -297,7 +299,7 @@ def circle_loss(
         sigmoid of the softplus' argument, times the softmax over each set, times
         scale a_n and -scale a_p. Residuals: O(1) arrays of the similarities' shapes.
 
-    Awkward values:
+    Edge cases:
         No positives or no negatives: 0 with gradient 0. The naive form
         log(1 + sum exp(...) sum exp(...)) overflows at scale 256; this one does not.
 

@@ -19,7 +19,7 @@ from jax.interpreters import batching, mlir
 Check = Callable[..., None]
 
 
-def checked(check: Check, *arrays: Array) -> tuple[Array, ...]:
+def attach_check(check: Check, *arrays: Array) -> tuple[Array, ...]:
     """The arrays, which must be used: with them goes the check. check(*arrays) calls
     `checkify.debug_check`, and has the same to say of arrays with one more axis."""
 
@@ -48,7 +48,7 @@ mlir.register_lowering(_checked, lambda context, *values, **_: values)
 
 def _batched(arrays, dims, *, check, **_):
     arrays = [jnp.moveaxis(v, dim, 0) for v, dim in zip(arrays, dims, strict=True)]
-    return checked(check, *arrays), [0] * len(arrays)
+    return attach_check(check, *arrays), [0] * len(arrays)
 
 
 batching.primitive_batchers[_checked] = _batched

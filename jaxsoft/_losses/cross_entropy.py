@@ -30,9 +30,9 @@ from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import (
     Axes,
     class_count,
-    split_alike,
-    split_together,
-    vary_alike,
+    match_varying,
+    reshard_like,
+    reshard_together,
 )
 from jaxsoft._losses.nll import WeightedProbabilities, label_terms, probability_terms
 from jaxsoft._losses.per_row import (
@@ -120,7 +120,7 @@ def cross_entropy(
         probabilities. All float arguments are differentiable and may be traced.
         Residuals: the arguments and two numbers per row, three for index labels.
 
-    Awkward values:
+    Edge cases:
         A label outside [0, classes) that is not ``ignore_index`` (-1 too: nothing
         wraps) gives NaN in its row's loss and gradient; under
         `jax.experimental.checkify` it is an error that names the label. A label on a
@@ -189,21 +189,21 @@ def _cross_entropy(
 ):
     are_indices = is_of(labels.dtype, jnp.integer)
     if not are_indices:
-        labels, logits = split_together(labels, logits)
+        labels, logits = reshard_together(labels, logits)
     options["class_weight"] = local_weight(options["class_weight"], logits.shape, axes)
     w = _class_weights(options, logits, axes)
     index = None
     if are_indices:
         classes = class_count(logits.shape, axes)
-        labels = split_alike(jnp.expand_dims(labels, axes), logits)
+        labels = reshard_like(jnp.expand_dims(labels, axes.dims), logits)
         labels = row_labels("cross_entropy", labels, classes, ignore_index)
-        index = jax.tree.map(lambda v: jnp.squeeze(v, axes), labels)
-        (logits, w, softcap), (labels, temperature) = vary_alike(
+        index = jax.tree.map(lambda v: jnp.squeeze(v, axes.dims), labels)
+        (logits, w, softcap), (labels, temperature) = match_varying(
             axes, (logits, w, softcap), (labels, temperature)
         )
         terms_of = label_terms
     else:
-        (logits, labels, w, softcap), temperature = vary_alike(
+        (logits, labels, w, softcap), temperature = match_varying(
             axes, (logits, labels, w, softcap), temperature
         )
         labels = labels.astype(accumulation_dtype(logits.dtype))
@@ -213,7 +213,7 @@ def _cross_entropy(
     given = logits_of(logits, where, temperature, axes)
     uniform = None if options["label_smoothing"] is None else w
     terms = terms_of(axes, given, labels, uniform, softcap)
-    terms = jax.tree.map(lambda term: jnp.squeeze(term, axes), terms)
+    terms = jax.tree.map(lambda term: jnp.squeeze(term, axes.dims), terms)
     included = included_classes(where, logits.shape, axes)
     options = row_options(index, terms.nll.shape, axes, **options)
     return reduced_loss(*combined_terms(terms, index, included, options), reduction)
@@ -223,7 +223,7 @@ def _class_weights(options, logits, axes):
     """The class weights, or 1 for label smoothing, along the class axes."""
     class_weight, label_smoothing = options["class_weight"], options["label_smoothing"]
     if class_weight is not None:
-        return split_alike(_along_axes(class_weight, logits.shape, axes), logits)
+        return reshard_like(_along_axes(class_weight, logits.shape, axes), logits)
     if label_smoothing is not None:
         return jnp.ones((1,) * logits.ndim, label_smoothing.dtype)
     return None
@@ -231,6 +231,9 @@ def _class_weights(options, logits, axes):
 
 def _along_axes(class_weight: Array, shape: tuple[int, ...], axes: Axes) -> Array:
     """Weights of flat class indices, laid along the class axes of the logits."""
-    weights = class_weight.reshape([shape[a] for a in axes])
-    weights = jnp.transpose(weights, sorted(range(len(axes)), key=axes.__getitem__))
-    return jnp.expand_dims(weights, [i for i in range(len(shape)) if i not in axes])
+    weights = class_weight.reshape([shape[a] for a in axes.dims])
+    order = sorted(range(len(axes.dims)), key=axes.dims.__getitem__)
+    weights = jnp.transpose(weights, order)
+    return jnp.expand_dims(
+        weights, [i for i in range(len(shape)) if i not in axes.dims]
+    )

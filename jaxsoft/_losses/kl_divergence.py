@@ -33,7 +33,7 @@ from jaxsoft._core.logits import (
     rounding_of_difference,
     shifted,
 )
-from jaxsoft._core.mesh import split_together, vary_alike
+from jaxsoft._core.mesh import match_varying, reshard_together
 from jaxsoft._losses.per_row import RowTerms, combined_terms, reduced_loss, row_options
 from jaxsoft._passes.product import product
 from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
@@ -89,7 +89,7 @@ def kl_divergence(
         Both keep their digits where the distributions nearly agree. Residuals: the
         arguments and six numbers per row.
 
-    Awkward values:
+    Edge cases:
         A class at -inf in the target adds 0. A class at -inf in ``logits`` alone: +inf,
         with dKL/dtarget_logits = 0. Nothing included, or a target row of -inf: 0 with
         gradient 0. NaN only in rows where an included logit is NaN.
@@ -135,10 +135,10 @@ def kl_divergence(
 def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reduction):
     if accumulation_dtype(x.dtype) != accumulation_dtype(y.dtype):
         x, y = (v.astype(jnp.promote_types(x.dtype, y.dtype)) for v in (x, y))
-    y, x = split_together(y, x)
-    (x, y), temperature = vary_alike(axes, (x, y), temperature)
+    y, x = reshard_together(y, x)
+    (x, y), temperature = match_varying(axes, (x, y), temperature)
     target = logits_of(x, where, temperature, axes)
-    kl = jnp.squeeze(_kl_divergence(axes, target, y), axes)
+    kl = jnp.squeeze(_kl_divergence(axes, target, y), axes.dims)
     terms = RowTerms(kl, None, None)
     options = row_options(None, kl.shape, sample_weight=sample_weight)
     return reduced_loss(

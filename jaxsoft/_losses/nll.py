@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoft._core.dtypes import accumulation_dtype, converted
+from jaxsoft._core.dtypes import accumulation_dtype, cast
 from jaxsoft._core.logits import (
     Logits,
     capped,
@@ -33,7 +33,7 @@ from jaxsoft._core.logits import (
     over_temperature,
     shifted,
 )
-from jaxsoft._core.mesh import split_alike, spread_alike
+from jaxsoft._core.mesh import broadcast_like, reshard_like
 from jaxsoft._losses.per_row import RowLabels, RowTerms
 from jaxsoft._passes.classes import to_classes
 from jaxsoft._passes.merge import Summary
@@ -125,12 +125,12 @@ def as_seen(
     these to those of x and of the cap. Wide, they are in the dtype of sums."""
 
     def seen(x, softcap):
-        z = converted(x, accumulation_dtype(x.dtype))
+        z = cast(x, accumulation_dtype(x.dtype))
         if softcap is None:
             return z
         # A NaN that does not count must not meet the derivative of the cap.
         for mask in (logits.where, counted):
-            z = z if mask is None else jnp.where(spread_alike(mask, z), z, 0)
+            z = z if mask is None else jnp.where(broadcast_like(mask, z), z, 0)
         return capped(z, softcap)
 
     if softcap is None and not is_wide:
@@ -163,7 +163,7 @@ def _coefficients(targets: WeightedProbabilities, where: Array | None) -> Array:
     it stays: the loss is infinite."""
     q = targets.q
     if where is not None:
-        q = jnp.where(spread_alike(where, q) | (q > 0), q, 0)
+        q = jnp.where(broadcast_like(where, q) | (q > 0), q, 0)
     return q if targets.class_weight is None else q * targets.class_weight
 
 
@@ -231,13 +231,13 @@ def scale_and_label_entry(
 def included(w: Array, row: Row) -> Array:
     """Class weights in the shape of the logits, 0 where a class is masked."""
     z = row.z
-    w = split_alike(jnp.broadcast_to(w.astype(z.dtype), z.shape), z)
+    w = reshard_like(jnp.broadcast_to(w.astype(z.dtype), z.shape), z)
     return _unmasked(w, row)
 
 
 def _unmasked(v: Array, row: Row) -> Array:
     where = row.logits.where
-    return v if where is None else jnp.where(spread_alike(where, v), v, 0)
+    return v if where is None else jnp.where(broadcast_like(where, v), v, 0)
 
 
 def uniform_cotangents(

@@ -23,7 +23,7 @@ from jaxsoft._core.mesh import (
     local_index,
     row_sum,
 )
-from jaxsoft._losses.checkify import checked
+from jaxsoft._losses.checkify import attach_check
 
 
 class RowLabels(NamedTuple):
@@ -68,7 +68,7 @@ def row_labels(
     valid = is_class | ignored
     if labels.size:
         check = functools.partial(_check_labels, function, classes, ignore_index)
-        labels, valid = checked(check, labels, valid)
+        labels, valid = attach_check(check, labels, valid)
     index = jnp.where(is_class, labels, 0).astype(jnp.int32)
     return RowLabels(jnp.where(is_class, index, -1), ~ignored, valid)
 
@@ -94,10 +94,14 @@ def included_classes(where: Array | None, shape: tuple[int, ...], axes: Axes) ->
     """The number of classes that count, for every row or one for all."""
     if where is None:
         return jnp.asarray(class_count(shape, axes))
-    over_classes = [shape[i] if i in axes else n for i, n in enumerate(where.shape)]
+    over_classes = [
+        shape[i] if i in axes.dims else n for i, n in enumerate(where.shape)
+    ]
     included = jnp.broadcast_to(where, over_classes)
-    count = jnp.squeeze(row_sum(included, axes, jnp.int32), axes)
-    return jnp.broadcast_to(count, [n for i, n in enumerate(shape) if i not in axes])
+    count = jnp.squeeze(row_sum(included, axes, jnp.int32), axes.dims)
+    return jnp.broadcast_to(
+        count, [n for i, n in enumerate(shape) if i not in axes.dims]
+    )
 
 
 def local_weight(

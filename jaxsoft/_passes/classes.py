@@ -246,8 +246,8 @@ def _reduce_to_rows(axes, fixed, t):
     if labels is not None:
         hit = is_class(labels, z, axes)
         terms = jnp.where(hit, 0, terms)
-        at_label = jnp.sum(jnp.where(hit, v, 0), axes, keepdims=True)
-    return jnp.sum(terms, axes, keepdims=True), at_label
+        at_label = jnp.sum(jnp.where(hit, v, 0), axes.dims, keepdims=True)
+    return jnp.sum(terms, axes.dims, keepdims=True), at_label
 
 
 _to_classes = Pass(

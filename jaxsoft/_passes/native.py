@@ -104,10 +104,10 @@ def summary(axes: Axes, logits: Logits, riders: Any) -> Summary | None:
 
 def _knows(axes: Axes, logits: Logits) -> bool:
     x = logits.x
-    if not axes:
+    if not axes.dims:
         return False
-    first = axes.from_the_start(x.ndim)
-    in_order = tuple(first) == tuple(range(first[0], first[0] + len(first)))
+    first = axes.from_the_start(x.ndim).dims
+    in_order = first == tuple(range(first[0], first[0] + len(first)))
     return in_order and x.ndim <= MOST_AXES and x.dtype.name in DTYPES
 
 
@@ -124,8 +124,8 @@ def _like_logits(name, axes, logits, operands, overwrites_x=False):
 
 def _per_row(name, axes, logits, operands, results):
     x = logits.x
-    kept = [1 if a - x.ndim in axes else n for a, n in enumerate(x.shape)]
-    kind = _typed(x, kept, accumulation_dtype(x.dtype), axes)
+    kept = [1 if a - x.ndim in axes.dims else n for a, n in enumerate(x.shape)]
+    kind = _typed(x, kept, accumulation_dtype(x.dtype), axes.dims)
     return _call(name, axes, logits, operands, [kind] * len(results), results)
 
 
@@ -161,8 +161,8 @@ def _call(
     return call(
         x,
         *arrays,
-        first_class=x.ndim + axes[0],
-        class_axes=len(axes),
+        first_class=x.ndim + axes.dims[0],
+        class_axes=len(axes.dims),
         operands="".join(letter for letter, _ in given),
         results=results,
     )
@@ -176,7 +176,7 @@ def _as_operand(letter, v, axes, x):
         return jnp.broadcast_to(v, x.shape)
     # The kernels read an operand that is broadcast over all class axes, or none, and
     # over all axes behind them, or none.
-    first, last = axes[0], axes[-1]
+    first, last = axes.dims[0], axes.dims[-1]
     shape = list(v.shape)
     for some in (range(first, last + 1), range(last + 1, 0)):
         if len({v.shape[a] == 1 for a in some if x.shape[a] > 1}) == 2:

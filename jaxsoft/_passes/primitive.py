@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxsoft._core.mesh import Axes, vary_alike
+from jaxsoft._core.mesh import Axes, match_varying
 from jaxsoft._passes import forms
 
 Form = Callable[[Axes, Any, Any], Any]
@@ -74,7 +74,7 @@ class Pass:
     def __call__(self, axes: Axes, fixed: Any, linear: Any = ()) -> Any:
         leaves, tree = jax.tree.flatten((fixed, linear))
         # Typed to vary alike inside shard_map, or the cotangents' types would clash.
-        leaves, _ = vary_alike(Axes(()), [jnp.asarray(leaf) for leaf in leaves], ())
+        leaves, _ = match_varying(Axes(()), [jnp.asarray(leaf) for leaf in leaves], ())
         # Counted from the last axis, they stay where they are under jax.vmap.
         axes = axes.from_the_end(leaves[0].ndim)
         params = {"axes": axes, "tree": tree, "form": forms.on_cpu()}

@@ -72,9 +72,9 @@ def by_merge(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
         leaves,
         jax.tree.leaves(of_nothing(numbers)),
         lambda a, b: jax.tree.leaves(merge(tree.unflatten(a), tree.unflatten(b))),
-        axes.from_the_start(z.ndim),
+        axes.from_the_start(z.ndim).dims,
     )
-    summary = tree.unflatten([jnp.expand_dims(v, sorted(axes)) for v in reduced])
+    summary = tree.unflatten([jnp.expand_dims(v, sorted(axes.dims)) for v in reduced])
     return _about(z, t, without_nothing(summary))
 
 
@@ -122,7 +122,7 @@ def _at_label(z, axes, riders):
 
 def maximum_first(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
     z, t = masked_logits(logits), size_of(logits.temperature)
-    m = jnp.max(_weighted_logits(z, riders), axes, keepdims=True, initial=-jnp.inf)
+    m = jnp.max(_weighted_logits(z, riders), axes.dims, keepdims=True, initial=-jnp.inf)
     gap = jnp.where(z == jnp.inf, 0, z - jnp.where(jnp.isneginf(m), 0, m))
     d = gap if t is None else shifted(z, m, t)
     return _textbook(axes, m, z, gap, d, riders)
@@ -133,7 +133,7 @@ def in_block(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
     largest = float(jnp.finfo(z.dtype).max)
     counting = _weighted_logits(z, riders)
     finite = jnp.minimum(counting, largest)
-    top = jnp.max(finite, axes, keepdims=True, initial=-largest)
+    top = jnp.max(finite, axes.dims, keepdims=True, initial=-largest)
     gap = jnp.minimum(z, largest) - top
     d = gap
     if t is not None:
@@ -142,7 +142,7 @@ def in_block(axes: Axes, logits: Logits, riders: Riders) -> Reduced:
         hard, infinite = is_hard(t), jnp.isneginf(gap)
         d = jnp.where(infinite, gap, gap / jnp.where(hard, 1, t))
         d = jnp.where(hard & (gap < 0), -jnp.inf, d)
-    m = jnp.max(counting, axes, keepdims=True, initial=-jnp.inf)
+    m = jnp.max(counting, axes.dims, keepdims=True, initial=-jnp.inf)
     return _textbook(axes, m, z, gap, d, riders, gap == 0)
 
 
@@ -157,7 +157,7 @@ def _textbook(axes, m, z, gap, d, riders, is_near=None):
     anew for every sum, and not to the last bit. It is the one class above NEAR, if
     these add up to one.
     """
-    total = functools.partial(jnp.sum, axis=axes, keepdims=True)
+    total = functools.partial(jnp.sum, axis=axes.dims, keepdims=True)
     e, b, v = jnp.exp(d), riders.weights, riders.values
     is_near = e > NEAR if is_near is None else is_near
     is_near = is_near if b is None else is_near & (b != 0)

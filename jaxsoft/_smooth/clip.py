@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft._checks import as_real, fitted
+from jaxsoft._checks import as_broadcastable, as_real
 from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.logits import is_hard
 from jaxsoft._smooth import pair as _pair
@@ -66,7 +66,7 @@ def smooth_clip(
         right to the rounding of these. At temperature 0, d/dx is 1/2 at a bound.
         Residuals: the derivatives asked for.
 
-    Awkward values:
+    Edge cases:
         x = 1e8 or +inf gives ``upper``; an infinite bound leaves its side open. Where
         arrays have ``lower > upper`` the result is ``upper``, as in `jnp.clip`. NaN
         only where ``x`` or a bound is NaN.
@@ -89,7 +89,9 @@ def smooth_clip(
             f"{name}: lower must not exceed upper; got {lower} and {upper}"
         )
     lower, upper = (
-        fitted(name, which, as_real(name, which, v), x.shape, "the shape of x,")
+        as_broadcastable(
+            name, which, as_real(name, which, v), x.shape, "the shape of x,"
+        )
         for which, v in (("lower", lower), ("upper", upper))
     )
     wide = accumulation_dtype(x.dtype)

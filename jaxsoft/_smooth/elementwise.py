@@ -52,7 +52,7 @@ def softplus(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
         p = ``smooth_step(x)``. At temperature 0 these are the step, 1/2 at 0, and
         log(2) at x = 0, 0 elsewhere. Residuals: the derivatives asked for.
 
-    Awkward values:
+    Edge cases:
         -inf gives 0 and +inf gives +inf. Far below 0 the result is
         ``temperature * exp(x / temperature)`` with all its digits. NaN only where ``x``
         is NaN.
@@ -91,7 +91,7 @@ def smooth_abs(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
         p = ``smooth_step(2 * x)``. At temperature 0 these are the sign, and log(2) at
         x = 0, 0 elsewhere. Residuals: the derivatives asked for.
 
-    Awkward values:
+    Edge cases:
         The value at 0 is ``temperature * log(2)``. Infinities give +inf. NaN only where
         ``x`` is NaN.
 
@@ -128,7 +128,7 @@ def smooth_sign(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
         the temperature stop at its largest finite number. Residuals: the derivatives
         asked for.
 
-    Awkward values:
+    Edge cases:
         Infinities give -1 and 1. NaN only where ``x`` is NaN.
 
     Example:
@@ -165,7 +165,7 @@ def smooth_step(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
         the dtype of ``x`` or of the temperature stop at its largest finite number.
         Residuals: the derivatives asked for.
 
-    Awkward values:
+    Edge cases:
         Infinities give 0 and 1. NaN only where ``x`` is NaN.
 
     Example:
@@ -209,7 +209,7 @@ def smooth_maximum(
         0 ties share equally, and have log(2) in the temperature. Residuals: the
         derivatives asked for.
 
-    Awkward values:
+    Edge cases:
         Two numbers -inf give -inf with gradient 0. Two +inf give +inf and share the
         gradient. NaN only where ``x`` or ``y`` is NaN.
 
@@ -247,7 +247,7 @@ def smooth_minimum(
         subtraction. d/dtemperature = minus the entropy of (p, 1 - p) in nats.
         Residuals: the derivatives asked for.
 
-    Awkward values:
+    Edge cases:
         Two numbers +inf give +inf with gradient 0. Two -inf give -inf and share the
         gradient. NaN only where ``x`` or ``y`` is NaN.
 

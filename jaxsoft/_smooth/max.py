@@ -67,7 +67,7 @@ def smooth_max(
         temperature 0 tied maxima share equally. Residuals: the arguments and two
         numbers per reduced row.
 
-    Awkward values:
+    Edge cases:
         Nothing included, or all -inf: -inf with gradient 0. Entries +inf: +inf; they
         share the gradient equally. NaN only if an included entry is NaN.
 
@@ -117,7 +117,7 @@ def smooth_min(
         At temperature 0 tied minima share equally. Residuals: the arguments and two
         numbers per reduced row.
 
-    Awkward values:
+    Edge cases:
         Nothing included, or all +inf: +inf with gradient 0. Entries -inf: -inf; they
         share the gradient equally. NaN only if an included entry is NaN.
 
@@ -135,7 +135,9 @@ def smooth_min(
 
 def _logsumexp(x, axes, where, temperature, keepdims):
     temperature = 1.0 if temperature is None else temperature
-    return logsumexp(x, axes, keepdims=keepdims, where=where, temperature=temperature)
+    return logsumexp(
+        x, axes.dims, keepdims=keepdims, where=where, temperature=temperature
+    )
 
 
 def boltzmann_max(
@@ -171,7 +173,7 @@ def boltzmann_max(
         At temperature 0 tied maxima share equally, and the second is 0. Residuals: the
         arguments and two numbers per reduced row.
 
-    Awkward values:
+    Edge cases:
         Nothing included, or all -inf: -inf with gradient 0. A single -inf adds nothing.
         Entries +inf: +inf; they share the gradient equally. NaN only if an included
         entry is NaN.
@@ -194,7 +196,7 @@ def boltzmann_max(
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _boltzmann_max_jit(x, where, temperature, axes, keepdims):
     b = _boltzmann_max(axes, logits_of(x, where, temperature, axes))
-    return b if keepdims else jnp.squeeze(b, axes)
+    return b if keepdims else jnp.squeeze(b, axes.dims)
 
 
 # With U = -sum_j p_j d_j and the sign sigma of tau,

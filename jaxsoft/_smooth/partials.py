@@ -11,8 +11,8 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxsoft._checks import as_real, fitted, is_number
-from jaxsoft._core.dtypes import accumulation_dtype, converted
+from jaxsoft._checks import as_broadcastable, as_real, is_number
+from jaxsoft._core.dtypes import accumulation_dtype, cast
 
 
 def as_elementwise_temperature(
@@ -22,7 +22,7 @@ def as_elementwise_temperature(
     if is_number(temperature) and temperature == 1:
         return None
     array = as_real(function, "temperature", temperature)
-    return fitted(function, "temperature", array, x.shape, "the shape of x,")
+    return as_broadcastable(function, "temperature", array, x.shape, "the shape of x,")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -33,8 +33,8 @@ def elementwise(
     dtype = arrays[0].dtype
     wide = accumulation_dtype(dtype)
     if temperature is not None:
-        temperature = converted(temperature, wide)
-    return converted(core(*(converted(a, wide) for a in arrays), temperature), dtype)
+        temperature = cast(temperature, wide)
+    return cast(core(*(cast(a, wide) for a in arrays), temperature), dtype)
 
 
 def rule_from_partials(function: Any, *partials: Callable[..., Any]) -> None:

@@ -17,15 +17,15 @@ from jax.typing import ArrayLike
 from jaxsoft._checks import (
     Axis,
     as_axes,
+    as_broadcastable,
     as_flag,
     as_mask,
     as_real,
     as_temperature,
-    fitted,
 )
-from jaxsoft._core.dtypes import accumulation_dtype, converted, saturated
+from jaxsoft._core.dtypes import accumulation_dtype, cast, clip_tangent
 from jaxsoft._core.logits import shifted
-from jaxsoft._core.mesh import spread_alike
+from jaxsoft._core.mesh import broadcast_like
 from jaxsoft._passes.product import product
 from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
 
@@ -72,7 +72,7 @@ def softargmax(
         at ties. Derivatives too large for the dtype of ``x`` or of the temperature stop
         at its largest finite number. Residuals: the arguments and two numbers per row.
 
-    Awkward values:
+    Edge cases:
         Nothing included, or all -inf: 0 with gradient 0. Entries +inf share the
         probability equally. The position of an excluded entry may be anything. NaN only
         if an included entry, or its position, is NaN.
@@ -101,9 +101,9 @@ def softargmax(
 
 @functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
 def _softargmax_jit(x, positions, where, temperature, axes, keepdims):
-    positions = None if positions is None else spread_alike(positions, x)
+    positions = None if positions is None else broadcast_like(positions, x)
     a = _softargmax(axes, logits_of(x, where, temperature, axes), positions)
-    return a if keepdims else jnp.squeeze(a, axes)
+    return a if keepdims else jnp.squeeze(a, axes.dims)
 
 
 # For any number c, since sum_j p_j = 1,
@@ -124,7 +124,7 @@ def _softargmax_pullback(axes, logits, positions, kept, g):
     a = _positions_that_count(positions, p, axes)
     h = a - row.sum(jnp.where(p > 0.5, a, 0))
     slope = p * (h - row.sum(p * h))
-    dx = row.to_x(saturated(product(g, slope) * row.per_t, p.dtype))
+    dx = row.to_x(clip_tangent(product(g, slope) * row.per_t, p.dtype))
     dtemperature = dpositions = None
     if logits.temperature is not None:
         d = jnp.where(p == 0, 0, shifted(row.z, row.m, row.t))
@@ -143,7 +143,7 @@ def _positions_that_count(positions, p, axes):
     if positions is not None:
         return jnp.where(p == 0, 0, positions)
     index, stride = jnp.zeros((1,) * p.ndim, p.dtype), 1
-    for axis in reversed(axes):
+    for axis in reversed(axes.dims):
         along_axis = [n if i == axis else 1 for i, n in enumerate(p.shape)]
         index = index + stride * jax.lax.broadcasted_iota(p.dtype, along_axis, axis)
         stride *= p.shape[axis]
@@ -153,9 +153,9 @@ def _positions_that_count(positions, p, axes):
 def _as_positions(function, positions, x, axes):
     """In the accumulation dtype of x, with its rank."""
     positions = as_real(function, "positions", positions)
-    positions = converted(positions, accumulation_dtype(x.dtype))
-    if positions.ndim == 1 and len(axes) == 1:
-        (axis,) = axes
+    positions = cast(positions, accumulation_dtype(x.dtype))
+    if positions.ndim == 1 and len(axes.dims) == 1:
+        (axis,) = axes.dims
         if positions.shape != (x.shape[axis],):
             raise ValueError(
                 f"{function}: positions of one dimension must have the length of axis "
@@ -163,4 +163,6 @@ def _as_positions(function, positions, x, axes):
             )
         others = [i for i in range(x.ndim) if i != axis]
         return jax.lax.expand_dims(positions, others)
-    return fitted(function, "positions", positions, x.shape, "the shape of x,")
+    return as_broadcastable(
+        function, "positions", positions, x.shape, "the shape of x,"
+    )

@@ -43,7 +43,7 @@ def straight_through(hard: Callable[P, R], soft: Callable[P, R]) -> Callable[P, 
         closes over. What JAX saves for ``soft`` alone is saved. ``hard`` is never
         differentiated.
 
-    Awkward values:
+    Edge cases:
         Infinite and NaN values of ``hard`` pass unchanged. Both functions are traced at
         each call, as by `jax.jit`: they cannot branch on the values of arrays, and a
         call in a loop belongs inside `jax.jit`.
