@@ -16,6 +16,7 @@ from jaxsoft._losses.binary import circle_loss as circle_loss
 from jaxsoft._losses.binary import multilabel_cross_entropy as multilabel_cross_entropy
 from jaxsoft._losses.cross_entropy import cross_entropy as cross_entropy
 from jaxsoft._losses.kl_divergence import kl_divergence as kl_divergence
+from jaxsoft._losses.loss_weight import loss_weight as loss_weight
 from jaxsoft._passes.switch import cpu_kernels as cpu_kernels
 from jaxsoft._passes.switch import use_cpu_kernels as use_cpu_kernels
 from jaxsoft._sharding import shard_vocab as shard_vocab
@@ -51,6 +52,7 @@ __all__ = [
     "log_softmax",
     "logmeanexp",
     "logsumexp",
+    "loss_weight",
     "multilabel_cross_entropy",
     "shard_vocab",
     "smooth_abs",

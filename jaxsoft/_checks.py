@@ -6,7 +6,7 @@ Nothing here computes. A message reads `function: what must hold; got what was p
 import functools
 import operator
 from collections.abc import Hashable
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ IGNORE_ROWS = "To leave out a row set its label to ignore_index"
 
 Axis = int | tuple[int, ...] | None
 AxisName = Hashable | tuple[Hashable, ...] | None
+Reduction = Literal["none", "sum", "mean"]
+REDUCTIONS = get_args(Reduction)
 
 
 @functools.cache
@@ -38,6 +40,8 @@ def as_array(function: str, name: str, value: ArrayLike) -> Array:
         array = None
     if array is None or not (is_of(array.dtype, jnp.number) or array.dtype == bool):
         kind = type(value).__name__
+        if isinstance(value, np.ndarray | np.generic):
+            kind = f"dtype {value.dtype}"
         raise TypeError(f"{function}: {name} must be an array of numbers; got {kind}")
     return array
 
@@ -96,12 +100,46 @@ def _as_mesh_names(function: str, axis_name: AxisName) -> tuple[Hashable, ...]:
     for name in names:
         try:
             jax.lax.axis_size(name)
+            manual = name in jax.sharding.get_abstract_mesh().manual_axes
         except (NameError, KeyError, TypeError, ValueError):
+            manual = False
+        if not manual:
+            # An axis of jax.vmap has a size, but no devices.
             raise ValueError(
                 f"{function}: axis_name must name mesh axes of an enclosing "
                 f"jax.shard_map; got {axis_name!r}"
-            ) from None
+            )
     return names
+
+
+def check_split(
+    function: str, axes: Axes, of_classes: dict[str, Any], of_rows: dict[str, Any]
+) -> None:
+    """With axis_name: arrays that hold classes differ between the devices of these mesh
+    axes, and those that hold rows are the same on all. The types of JAX know it, unless
+    `jax.shard_map` is told not to check them."""
+    for name in axes.mesh_names:
+        if name not in _varies_over(jax.lax.axis_index(name)):
+            continue
+        for which, array in of_classes.items():
+            if name not in _varies_over(array):
+                raise ValueError(
+                    f"{function}: axis_name {name!r} must be the mesh axis over which "
+                    f"the classes of {which} are split; got {which} that are the same "
+                    "on all of its devices"
+                )
+        for which, array in of_rows.items():
+            if name in _varies_over(array):
+                raise ValueError(
+                    f"{function}: axis_name {name!r} must be the mesh axis over which "
+                    f"the classes are split; got {which} that differ over it, as over "
+                    "an axis of the batch. For a mean over such an axis see "
+                    "loss_weight"
+                )
+
+
+def _varies_over(array: Any) -> Any:
+    return jax.typeof(array).manual_axis_type.varying
 
 
 def as_integer(value: Any) -> int | None:
@@ -220,10 +258,7 @@ def reject_options(
         )
 
 
-REDUCTIONS = ("none", "sum", "mean")
-
-
-def as_reduction(function: str, reduction: str) -> str:
+def as_reduction(function: str, reduction: Reduction) -> Reduction:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(
             f"{function}: reduction must be one of {REDUCTIONS}; got {reduction!r}"
@@ -235,7 +270,7 @@ def as_labels(
     function: str, labels: ArrayLike, logits: Array, axes: Axes
 ) -> tuple[Array, bool]:
     """The labels, and whether they are class indices."""
-    labels = as_array(function, "labels", labels)
+    given, labels = labels, as_array(function, "labels", labels)
     rows = reduced_shape(logits.shape, axes)
     if is_of(labels.dtype, jnp.integer):
         if labels.shape == rows:
@@ -254,6 +289,7 @@ def as_labels(
             f"(probabilities); got dtype {labels.dtype}{hint}"
         )
     if labels.shape == logits.shape:
+        _check_probabilities(function, given, logits)
         return labels, False
     hint = ""
     if labels.shape == rows:
@@ -264,6 +300,16 @@ def as_labels(
         f"{function}: floating labels are probabilities and must have the logits' "
         f"shape {logits.shape}; got {labels.shape}{hint}"
     )
+
+
+def _check_probabilities(function: str, labels: Any, logits: Array) -> None:
+    """What can be told before the program runs of logits and labels in a wrong order,
+    which have one shape."""
+    if is_known(labels) and np.any(np.asarray(labels) < 0):
+        raise ValueError(
+            f"{function}: floating labels are probabilities and must not be negative; "
+            f"got {np.min(labels)}. The order is {function}(logits, labels)"
+        )
 
 
 def _hint_for_indices(
@@ -339,6 +385,15 @@ def as_label_smoothing(
     return array
 
 
+def as_focal_gamma(function: str, focal_gamma: ArrayLike, dtype: Any) -> Array | None:
+    array = as_scalar(function, "focal_gamma", focal_gamma, dtype, neutral=0)
+    if is_known(focal_gamma) and not focal_gamma >= 0:
+        raise ValueError(
+            f"{function}: focal_gamma must not be negative; got {focal_gamma}"
+        )
+    return array
+
+
 def as_class_weight(
     function: str,
     class_weight: ArrayLike | None,
@@ -363,6 +418,9 @@ def as_sample_weight(
 ) -> Array | None:
     if sample_weight is None:
         return None
-    array = as_real(function, "sample_weight", sample_weight).astype(dtype)
+    array = as_array(function, "sample_weight", sample_weight)
+    if array.dtype != bool:
+        array = as_real(function, "sample_weight", array)
+    array = array.astype(dtype)
     what = "the shape of the losses"
     return as_broadcastable(function, "sample_weight", array, shape, what)

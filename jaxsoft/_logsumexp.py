@@ -6,6 +6,8 @@ The rule saves x and two numbers a row where autodiff would save every exp(x_i),
 the right derivative where autodiff gives NaN: at +inf, in an empty sum, at tau = 0.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Literal, overload
@@ -24,12 +26,14 @@ from jaxsoft._checks import (
     as_inexact,
     as_mask,
     as_temperature,
+    check_split,
     is_of,
     reject_options,
 )
 from jaxsoft._core.dtypes import accumulation_dtype, widened
 from jaxsoft._core.logits import is_hard, nan_where, shifted
 from jaxsoft._core.mesh import broadcast_like, match_varying, reshard_together, row_sum
+from jaxsoft._hints import with_hints
 from jaxsoft._passes.classes import to_classes
 from jaxsoft._passes.product import product
 from jaxsoft._passes.summary import Riders
@@ -78,6 +82,7 @@ def logsumexp(
 ) -> Array | tuple[Array, Array]: ...
 
 
+@with_hints
 def logsumexp(
     a: ArrayLike,
     axis: Axis = None,
@@ -149,16 +154,19 @@ def logsumexp(
     """
     name = "logsumexp"
     a = as_array(name, "a", a)
-    a = as_inexact(name, "a", a.astype(jnp.int8) if a.dtype == bool else a)
+    a = a.astype(jnp.int8) if a.dtype == bool else a
     as_flag(name, "keepdims", keepdims)
     as_flag(name, "return_sign", return_sign)
     if b is not None:
         a, b = _broadcast_together(a, as_array(name, "b", b))
+        b = as_inexact(name, "b", b)
+    a = as_inexact(name, "a", a)
     axes = as_axes(name, axis, a.ndim, axis_name)
     where = as_mask(name, "where", where, a.shape)
     if is_of(a.dtype, jnp.complexfloating):
         reject_options(name, a, temperature, axis_name)
         return jax.nn.logsumexp(a, axes.dims, b, keepdims, return_sign, where)
+    check_split(name, axes, {"a": a}, {})
     tau = as_temperature(name, temperature, a, axes)
     log_sum, sign = _logsumexp_jit(a, b, where, tau, axes, keepdims)
     if return_sign:
@@ -166,6 +174,7 @@ def logsumexp(
     return log_sum if b is None else log_sum + nan_where(sign < 0, log_sum.dtype)
 
 
+@with_hints
 def logmeanexp(
     x: ArrayLike,
     axis: Axis = None,
@@ -224,6 +233,7 @@ def logmeanexp(
     if is_of(x.dtype, jnp.complexfloating):
         reject_options(name, x, temperature, axis_name)
         return jax.nn.logmeanexp(x, axes.dims, where, keepdims)
+    check_split(name, axes, {"x": x}, {})
     tau = as_temperature(name, temperature, x, axes)
     return _logmeanexp_jit(x, where, tau, axes, keepdims)
 
@@ -311,7 +321,7 @@ def _weighted_pullback(axes, logits, b, kept, cotangents):
     db = jnp.where(jnp.isneginf(m), 0, db)
     dtemperature = None
     if logits.temperature is not None:
-        db = db * logits.temperature
+        db = product(db, logits.temperature)
         d = shifted(z, m, row.t)
         p_d = p * jnp.where(jnp.isinf(d), 0, d)
         finite_log = jnp.where(total == 0, 0, log_total)

@@ -22,9 +22,11 @@ from jaxsoft._core.logits import (
     inverse_temperature,
     masked_logits,
     shifted,
+    sign_of,
     size_of,
 )
 from jaxsoft._core.mesh import Axes, match_varying, reshard_like, row_sum
+from jaxsoft._passes.product import product
 from jaxsoft._passes.summary import NO_RIDERS, Riders, summarize
 
 
@@ -83,11 +85,15 @@ class Row(NamedTuple):
         """1/t, and 0 at t = 0."""
         return inverse_temperature(self.logits.temperature)
 
+    def over_t(self, v: Array) -> Array:
+        """v/t for a derivative v, which is 0 where v is 0; at t = 0 all of it is."""
+        return v if self.t is None else product(v, self.per_t)
+
     @property
     def sign(self) -> Array | float:
         """That of the temperature."""
         temperature = self.logits.temperature
-        return 1.0 if temperature is None else jnp.where(temperature < 0, -1.0, 1.0)
+        return 1.0 if temperature is None else sign_of(temperature)
 
     def sum(self, v: Array) -> Array:
         return row_sum(v, self.axes)

@@ -23,14 +23,22 @@ from jaxsoft._checks import (
     as_array,
     as_axes,
     as_sample_weight,
+    as_scalar,
     is_of,
 )
+from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import Axes, names_of, varying
 from jaxsoft._linear.api import linear_cross_entropy, linear_log_probs
 from jaxsoft._logsumexp import logmeanexp, logsumexp
 from jaxsoft._losses.cross_entropy import cross_entropy
 from jaxsoft._losses.kl_divergence import kl_divergence
-from jaxsoft._losses.per_row import mean_loss, row_labels, row_options, row_weight
+from jaxsoft._losses.per_row import (
+    included_classes,
+    mean_divisor,
+    mean_loss,
+    row_labels,
+    row_options,
+)
 from jaxsoft._softmax import entropy, log_softmax, softmax
 
 P = ParamSpec("P")
@@ -61,6 +69,7 @@ ARRAYS = LOGITS | {
     "temperature",
     "softcap",
     "z_loss",
+    "focal_gamma",
 }
 
 
@@ -341,30 +350,54 @@ def _on_device(arrays: dict[str, Array], layout: _Layout, call: _Call) -> Any:
     if reduction == "none" or not token_names:
         return call.function(**arrays, **options, axis_name=names)
     options["reduction"] = "none"
-    losses = call.function(**arrays, **options, axis_name=names)
 
     def total(v: Array) -> Array:
         return jax.lax.psum(varying(jnp.sum(v), token_names), token_names)
 
     if reduction == "sum":
-        return total(losses)
-    weights = _weights_in_mean(losses, {**options, **arrays}, layout, call)
-    return mean_loss(total(losses), total(weights))
+        return total(call.function(**arrays, **options, axis_name=names))
+    of_rows, counted, like = _of_rows({**options, **arrays}, layout, call)
+    divisor, ratio = mean_divisor(of_rows, counted, like, total)
+    if ratio is not None:
+        z_loss = {**options, **arrays}["z_loss"]
+        options = {k: v for k, v in options.items() if k != "z_loss"}
+        arrays = {**arrays, "z_loss": z_loss * ratio}
+    losses = call.function(**arrays, **options, axis_name=names)
+    return mean_loss(total(losses), divisor)
 
 
-def _weights_in_mean(losses, arguments, layout, call):
-    """The weight of each of this device's rows in a mean over all."""
-    function, names = call.function.__name__, call.split.class_names
-    shape, dtype = losses.shape, losses.dtype
-    weight = as_sample_weight(function, arguments["sample_weight"], shape, dtype)
-    labels = arguments.get("labels")
-    if labels is None or not is_of(labels.dtype, jnp.integer):
-        return row_weight(None, row_options(None, shape, sample_weight=weight), losses)
-    classes = math.prod(layout.shape[a] for a in layout.axes)
-    axes = Axes((len(shape),), names)
-    rows = row_labels(function, labels, classes, arguments["ignore_index"])
-    class_weight = arguments["class_weight"]
-    if class_weight is not None:
-        class_weight = class_weight.astype(dtype)
-    options = row_options(rows, shape, axes, class_weight, weight)
-    return row_weight(rows, options, losses)
+def _of_rows(arguments, layout, call):
+    """What decides on the weight of each of this device's rows in a mean: its options,
+    whether it counts, and an array of the rows' shape and the losses' dtype."""
+    function, axes = call.function.__name__, Axes(layout.axes, call.split.class_names)
+    shape, dtype = _logits_here(arguments)
+    rows = tuple(n for i, n in enumerate(shape) if i not in layout.axes)
+    like, where, counted = jnp.zeros(rows, dtype), arguments["where"], None
+    if where is not None:
+        where = jnp.expand_dims(where, range(len(shape) - where.ndim))
+        counted = included_classes(where, shape, axes) > 0
+    weight = as_sample_weight(function, arguments["sample_weight"], rows, dtype)
+    options: dict[str, Any] = {"sample_weight": weight}
+    labels, index = arguments.get("labels"), None
+    if labels is not None and is_of(labels.dtype, jnp.integer):
+        classes = math.prod(layout.shape[a] for a in layout.axes)
+        index = row_labels(function, labels, classes, arguments["ignore_index"])
+        counted = index.counted if counted is None else index.counted & counted
+        z_loss = as_scalar(function, "z_loss", arguments["z_loss"], dtype, neutral=0)
+        options["z_loss"] = z_loss
+        if arguments["class_weight"] is not None:
+            weights = jnp.asarray(arguments["class_weight"], dtype)
+            options["class_weight"] = weights
+    return row_options(index, rows, axes, **options), counted, like
+
+
+def _logits_here(arguments):
+    """Shape and dtype of sums of the logits of this device, which may exist or not."""
+    if "hidden" in arguments:
+        hidden, weight = arguments["hidden"], arguments["vocab_weight"]
+        dtype = jnp.promote_types(hidden.dtype, weight.dtype)
+        classes = weight.shape[arguments["vocab_axis"]]
+        return (*hidden.shape[:-1], classes), accumulation_dtype(dtype)
+    logits = [v for k, v in arguments.items() if k in ("logits", "target_logits")]
+    dtype = functools.reduce(jnp.promote_types, (v.dtype for v in logits))
+    return logits[0].shape, accumulation_dtype(dtype)

@@ -5,6 +5,8 @@ equal: where one class has almost all the probability, the derivatives are made 
 probabilities of the others, and keep their digits.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -20,18 +22,21 @@ from jaxsoft._checks import (
     as_mask,
     as_real,
     as_temperature,
+    check_split,
     is_of,
     reject_options,
 )
 from jaxsoft._core.dtypes import accumulation_dtype, cast, widened
 from jaxsoft._core.logits import masked_logits, shifted, size_of
 from jaxsoft._core.mesh import row_sum
+from jaxsoft._hints import with_hints
 from jaxsoft._passes import classes as passes
 from jaxsoft._passes.product import product
 from jaxsoft._passes.summary import Riders, summarize
 from jaxsoft._row import Row, logits_of, row_rule, summarized
 
 
+@with_hints
 def softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -91,6 +96,7 @@ def softmax(
     if is_of(x.dtype, jnp.complexfloating):
         reject_options("softmax", x, temperature, axis_name)
         return jax.nn.softmax(x, axes.dims, where)
+    check_split("softmax", axes, {"x": x}, {})
     tau = as_temperature("softmax", temperature, x, axes)
     return _softmax_jit(x, where, tau, axes)
 
@@ -115,7 +121,7 @@ def _softmax_pullback(axes, logits, m, g):
     wide, to_x = _in_dtype_of_sums(logits)
     dx = passes.softmax_pull(axes, wide, widened(g, wide.x.dtype))
     d = shifted(masked_logits(wide), m, size_of(logits.temperature))
-    dtemperature = -row_sum(dx * jnp.where(jnp.isinf(d), 0, d), axes)
+    dtemperature = -row_sum(product(dx, jnp.where(jnp.isinf(d), 0, d)), axes)
     return to_x(dx)[0], dtemperature
 
 
@@ -127,6 +133,7 @@ def _in_dtype_of_sums(logits):
 _softmax = row_rule(_softmax_value, _softmax_pullback)
 
 
+@with_hints
 def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -180,6 +187,7 @@ def log_softmax(
     if is_of(x.dtype, jnp.complexfloating):
         reject_options("log_softmax", x, temperature, axis_name)
         return jax.nn.log_softmax(x, axes.dims, where)
+    check_split("log_softmax", axes, {"x": x}, {})
     tau = as_temperature("log_softmax", temperature, x, axes)
     return _log_softmax_jit(x, where, tau, axes)
 
@@ -211,12 +219,13 @@ def _log_softmax_pullback(axes, logits, kept, g):
     row = Row(axes, wide, m, jnp.ones_like(m))
     d = row.d
     slope = row.sum(product(g, jnp.where(jnp.isinf(d), 0, d + u)))
-    return to_x(dx)[0], -row.sign * row.per_t * slope
+    return to_x(dx)[0], -row.sign * row.over_t(slope)
 
 
 _log_softmax = row_rule(_log_softmax_value, _log_softmax_pullback)
 
 
+@with_hints
 def entropy(
     logits: ArrayLike,
     axis: Axis = -1,
@@ -262,6 +271,7 @@ def entropy(
     logits = as_real("entropy", "logits", logits)
     axes = as_axes("entropy", axis, logits.ndim, axis_name)
     where = as_mask("entropy", "where", where, logits.shape)
+    check_split("entropy", axes, {"logits": logits}, {})
     tau = as_temperature("entropy", temperature, logits, axes)
     return _entropy_jit(logits, where, tau, axes)
 

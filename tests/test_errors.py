@@ -26,10 +26,11 @@ X = jnp.zeros((2, 3))
 Y = jnp.zeros(2, jnp.int32)
 COMPLEX = jnp.zeros((2, 3), jnp.complex64)
 MESH = jax.make_mesh((1, 1), ("t", "v"))
+AUTO = jax.make_mesh((1, 1), ("t", "v"), axis_types=(AxisType.Auto, AxisType.Auto))
 NAMES = {name: getattr(jaxsoft, name) for name in jaxsoft.__all__}
-NAMES |= {"X": X, "Y": Y, "COMPLEX": COMPLEX, "MESH": MESH}
+NAMES |= {"X": X, "Y": Y, "COMPLEX": COMPLEX, "MESH": MESH, "AUTO": AUTO}
 NAMES |= {"jax": jax, "jnp": jnp, "np": np, "partial": functools.partial}
-NAMES |= {"AxisType": AxisType, "PartitionSpec": PartitionSpec}
+NAMES |= {"AxisType": AxisType, "PartitionSpec": PartitionSpec, "P": PartitionSpec}
 
 # A call, and indented what it raises; the next line of a call stands in a bracket.
 CASES = """\
@@ -204,6 +205,56 @@ shard_vocab(softmax, jax.devices(), "v")
 jax.jit(partial(softmax, axis_name=("a", "b")))(X)
     ValueError: softmax: axis_name must name mesh axes of an enclosing jax.shard_map;
     got ('a', 'b')
+cross_entropy(X, Y, weight=jnp.ones(3))
+    TypeError: cross_entropy: there is no argument 'weight'; here it is class_weight or
+    sample_weight
+softmax(X, dim=-1)
+    TypeError: softmax: there is no argument 'dim'; here it is axis
+kl_divergence(X, X, mask=X > 0)
+    TypeError: kl_divergence: there is no argument 'mask'; here it is where or
+    sample_weight
+binary_cross_entropy(X, X, from_logits=True)
+    TypeError: binary_cross_entropy: there is no argument 'from_logits': the losses take
+    logits, never probabilities
+cross_entropy(X, Y, smoothing=0.1)
+    TypeError: cross_entropy: there is no argument 'smoothing'; here it is
+    label_smoothing
+softplus(X, threshold=20)
+    TypeError: softplus: there is no argument 'threshold'; the arguments are x,
+    temperature
+cross_entropy(X, np.full((2, 3), -1.0, np.float32))
+    ValueError: cross_entropy: floating labels are probabilities and must not be
+    negative; got -1.0. The order is cross_entropy(logits, labels)
+cross_entropy(np.array(["yes", "no"]), Y)
+    TypeError: cross_entropy: logits must be an array of numbers; got dtype <U3
+cross_entropy(np.array([object()]), Y)
+    TypeError: cross_entropy: logits must be an array of numbers; got dtype object
+cross_entropy(X, Y, focal_gamma=-1)
+    ValueError: cross_entropy: focal_gamma must not be negative; got -1
+cross_entropy(X, X, focal_gamma=2)
+    ValueError: cross_entropy: focal_gamma needs integer labels (class indices); got
+    labels of dtype float32
+cross_entropy(X, Y, check_labels=1)
+    TypeError: cross_entropy: check_labels must be True or False; got 1
+jax.vmap(partial(entropy, axis_name="v"), axis_name="v")(X)
+    ValueError: entropy: axis_name must name mesh axes of an enclosing jax.shard_map;
+    got 'v'
+jax.shard_map(partial(entropy, axis_name="v"), mesh=MESH, in_specs=P(), out_specs=P())(X)
+    ValueError: entropy: axis_name 'v' must be the mesh axis over which the classes of
+    logits are split; got logits that are the same on all of its devices
+jax.shard_map(partial(cross_entropy, axis_name="v"), mesh=AUTO, in_specs=P("v"),
+    out_specs=P("v"))(X, Y)
+    ValueError: cross_entropy: axis_name 'v' must be the mesh axis over which the classes
+    are split; got labels that differ over it, as over an axis of the batch. For a mean
+    over such an axis see loss_weight
+loss_weight(Y > 0)
+    TypeError: loss_weight: labels must be integers (class indices) or floats
+    (probabilities); got dtype bool
+loss_weight(Y, class_weight=X)
+    ValueError: loss_weight: class_weight must have one entry per class; got shape (2, 3)
+loss_weight(Y, where=jnp.ones((4, 3), bool))
+    ValueError: loss_weight: where must have the logits' rank, and without the class axis
+    broadcast to the shape of the rows (2,); got (4, 3)
 """
 
 

@@ -118,7 +118,6 @@ NOTHING = [
     (jaxsoft.entropy, 0),
     (lambda x, where: jaxsoft.logmeanexp(x, -1, where), -INF),
     (lambda x, where: jaxsoft.logsumexp(x, -1, where=where), -INF),
-    (lambda x, where: jaxsoft.cross_entropy(x, 1, where=where), INF),
     (lambda x, where: jaxsoft.kl_divergence(x, 2 * x, where=where), 0),
 ]
 
@@ -178,6 +177,31 @@ def test_temperature_zero():
         *(traced(x, tau) for tau in (0.0, jnp.zeros(()), jnp.zeros(1))),
     ):
         for actual, wanted in zip(results, expected, strict=True):
+            assert_is(actual, wanted)
+
+
+def test_a_subnormal_temperature_is_the_limit_from_its_side():
+    """Processors take it for 0 in a comparison."""
+
+    @jax.jit
+    def of(x, tau):
+        return (
+            jaxsoft.logsumexp(x, temperature=tau),
+            jaxsoft.softmax(x, temperature=tau),
+            jaxsoft.softargmax(x, temperature=tau),
+            jaxsoft.softplus(x - 2, temperature=tau),
+            jaxsoft.smooth_step(x - 2, temperature=tau),
+            jaxsoft.smooth_maximum(x, 2.0, temperature=tau),
+        )
+
+    x, step = f32([1.0, 3.0, 2.0]), [0, 1, 0.5]
+    above = (3, [0, 1, 0], 1, [0, 1, 0], step, [2, 3, 2])
+    below = (1, [1, 0, 0], 0, [-1, 0, 0], np.subtract(1, step), [1, 2, 2])
+    for tau, expected in ((1e-45, above), (1e-40, above), (0.0, above), (-0.0, above)):
+        for actual, wanted in zip(of(x, f32(tau)), expected, strict=True):
+            assert_is(actual, wanted)
+    for tau in (-1e-45, -1e-40):
+        for actual, wanted in zip(of(x, f32(tau)), below, strict=True):
             assert_is(actual, wanted)
 
 

@@ -67,6 +67,36 @@ def test_value_and_gradient_are_those_of_the_oracle(law: Law, form):
     check_value_and_gradient(law, *both, "under jit")
 
 
+@each(law for law in LAWS if law.by_row and law.kinds[0] != "hidden")
+def test_a_row_of_cotangent_0_has_gradient_0(law: Law, form):
+    """Whatever is in it: a loss may be masked afterwards."""
+    given, _, cotangent = problem(law)
+    dead = np.arange(rows_of(law)) % 2 == 1
+    cotangent = np.where(dead.reshape(-1, *[1] * (cotangent.ndim - 1)), 0, cotangent)
+    of = program(value_and_pullback, law, form, as_promised(law))
+    wanted = of(given, cotangent)[1]
+    for bad in (np.nan, np.inf, -np.inf):
+        spoilt = [
+            np.where(dead.reshape(-1, *[1] * (a.ndim - 1)), _spoiler(a, bad), a)
+            if has_rows
+            else a
+            for a, has_rows in zip(map(np.asarray, given), law.have_rows)
+        ]
+        found = of(spoilt, cotangent)[1]
+        for i, gradient, correct in zip(law.floats, found, wanted):
+            what = f"{law.name}, {bad} in dead rows, gradient in {law.kinds[i]}"
+            if law.have_rows[i]:
+                assert np.all(np.asarray(gradient)[dead] == 0), what
+            assert_same_bits(gradient, correct, what)
+
+
+def _spoiler(a: np.ndarray, bad: float) -> Any:
+    """The same for a float, and for a label one that is no class."""
+    if a.dtype == np.int32:
+        return np.int32(-1)
+    return a.dtype.type(bad) if a.dtype != bool else a
+
+
 @pytest.mark.slow
 @each(law for law in LAWS if not law.same_bits)
 def test_value_and_gradient_as_users_have_them(law: Law, form):

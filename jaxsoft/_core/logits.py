@@ -44,7 +44,7 @@ def masked_logits(logits: Logits) -> Array:
     """
     z = cast(logits.x, accumulation_dtype(logits.x.dtype))
     if logits.temperature is not None:
-        z = jnp.where(logits.temperature < 0, -z, z)
+        z = jnp.where(is_negative(logits.temperature), -z, z)
     if logits.where is not None:
         z = jnp.where(broadcast_like(logits.where, z), z, -jnp.inf)
     return z
@@ -53,6 +53,24 @@ def masked_logits(logits: Logits) -> Array:
 def size_of(temperature: Array | None) -> Array | None:
     """t = |tau|."""
     return None if temperature is None else jnp.abs(temperature)
+
+
+def is_negative(temperature: Array) -> Array:
+    """Whether tau is below 0, which -0.0 is not.
+
+    By its bits: in a comparison processors take a subnormal number for 0, but its
+    functions are the limits from below.
+    """
+    bits = jnp.int64 if temperature.dtype == jnp.float64 else jnp.int32
+    temperature = jax.lax.stop_gradient(temperature)
+    bits = jax.lax.bitcast_convert_type(temperature, bits)
+    return (bits < 0) & (bits != jnp.iinfo(bits.dtype).min)
+
+
+def sign_of(temperature: Array) -> Array:
+    """-1 for tau < 0, else 1."""
+    one = jnp.ones_like(temperature)
+    return jnp.where(is_negative(temperature), -one, one)
 
 
 def is_hard(temperature: Array) -> Array:
@@ -239,71 +257,3 @@ def log_softmax_cotangent(
     others = jnp.where(at_maximum, others, others + (value - g))
     dz = multiply(g, s + (1 - e)) - multiply(others, e)
     return multiply(dz, 1 / (1 + s))
-
-
-@jax.custom_jvp
-def capped(z: Array, softcap: Array) -> Array:
-    """c tanh(z/c), which is z where z/c is small: up to an infinite cap."""
-    linear = float(jnp.finfo(z.dtype).eps) ** 0.5 / 4
-    curved = softcap * jnp.tanh(z / softcap)
-    return jnp.where(jnp.abs(z) <= softcap * linear, z, curved)
-
-
-@capped.defjvp
-def _capped_jvp(primals, tangents):
-    # With u = z/c: dz has the factor sech(u)^2, and dc has tanh(u) - u sech(u)^2. The
-    # forms 1 - tanh(u)^2 and u (1 - tanh(u)^2) lose their digits at large u, and are
-    # NaN at infinity; the difference loses its digits at small u, where its Taylor
-    # series has converged.
-    z, c = primals
-    z_dot, c_dot = tangents
-    u = jnp.where(jnp.isinf(c), 0, z / c)
-    sech2 = 1 / jnp.cosh(u) ** 2
-    is_small = jnp.abs(u) < (0.05 if u.dtype == jnp.float64 else 0.25)
-    small = jnp.where(is_small, u, 0)
-    series = jnp.zeros_like(u)
-    for coefficient in _SLOPE_SERIES:
-        series = coefficient + small**2 * series
-    direct = jnp.tanh(u) - jnp.where(sech2 == 0, 0, u) * sech2
-    slope = jnp.where(is_small, small**3 * series, direct)
-    return capped(z, c), sech2 * z_dot + slope * c_dot
-
-
-# tanh(u) - u sech(u)^2 over u^3, in powers of u^2 from the highest.
-_SLOPE_SERIES = (
-    -12 * 21844 / 6081075,
-    10 * 1382 / 155925,
-    -8 * 62 / 2835,
-    6 * 17 / 315,
-    -4 * 2 / 15,
-    2 / 3,
-)
-
-
-@jax.custom_jvp
-def log1p_exp(z: Array) -> Array:
-    """log(1 + exp(z)), with the digits of exp(z) where z is very negative.
-
-    The smooth maximum of z and 0 at temperature 1, several times faster than the pair
-    of any numbers at any temperature in `_smooth.pair`.
-    """
-    return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
-
-
-@log1p_exp.defjvp
-def _log1p_exp_jvp(primals, tangents):
-    # The derivative, the sigmoid, is finite where z is infinite.
-    (z,), (z_dot,) = primals, tangents
-    return log1p_exp(z), _sigmoid(z) * z_dot
-
-
-@jax.custom_jvp
-def _sigmoid(z: Array) -> Array:
-    return jax.nn.sigmoid(z)
-
-
-@_sigmoid.defjvp
-def _sigmoid_jvp(primals, tangents):
-    # JAX's own derivative has the factor 1 - sigmoid(z), without digits at large z.
-    (z,), (z_dot,) = primals, tangents
-    return _sigmoid(z), _sigmoid(z) * _sigmoid(-z) * z_dot

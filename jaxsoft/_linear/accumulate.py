@@ -43,7 +43,6 @@ class TokenInputs(NamedTuple):
     """What the loss of a token is made of, beside its logits; one entry per token."""
 
     tokens: Any  # Tokens
-    included: Any  # number of included classes
     options: Any  # RowOptions
 
 
@@ -115,7 +114,7 @@ def _fwd(hidden, head, inputs, chunks):
 def _bwd(chunks, residuals, g):
     hidden, head, dhidden, dhead, dsmooth = residuals
     dtemperature, doptions = jax.tree.map(lambda v: g * v, dsmooth)
-    dinputs = TokenInputs(Tokens(None, dtemperature, None), None, doptions)
+    dinputs = TokenInputs(Tokens(None, dtemperature, None), doptions)
     dhidden = (g * dhidden.astype(g.dtype)).astype(hidden.dtype)
     dhead = Head(
         *(
@@ -137,7 +136,7 @@ def _loss_of_logits(x, shared, inputs, chunks):
     terms = label_terms(Axes((1,)), logits, tokens.labels, w, shared.softcap)
     terms = jax.tree.map(lambda term: jnp.squeeze(term, 1), terms)
     labels, options = inputs.tokens.labels, inputs.options
-    return jnp.sum(combined_terms(terms, labels, inputs.included, options)[0])
+    return jnp.sum(combined_terms(terms, labels.counted, options))
 
 
 def _over_chunks(add_chunk, start, hidden, inputs, chunks):

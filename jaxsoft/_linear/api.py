@@ -5,6 +5,8 @@ and their gradient is as large. Here neither exists: `recompute` streams the
 vocabulary past the tokens, and everything after that is the code of `cross_entropy`.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import NamedTuple
@@ -17,8 +19,11 @@ from jax.typing import ArrayLike
 from jaxsoft._checks import (
     IGNORE_ROWS,
     AxisName,
+    Reduction,
     as_axes,
     as_class_weight,
+    as_flag,
+    as_focal_gamma,
     as_ignore_index,
     as_index_labels,
     as_integer,
@@ -30,22 +35,25 @@ from jaxsoft._checks import (
     as_scalar,
     as_softcap,
     as_temperature,
+    check_split,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import Axes, class_count, match_varying, with_automatic_axes
+from jaxsoft._hints import with_hints
 from jaxsoft._linear.accumulate import TokenInputs, TokenPlan, summed_loss
 from jaxsoft._linear.chunks import Head, Tokens, VocabularyPlan, has_narrow_range
 from jaxsoft._linear.recompute import linear_terms
 from jaxsoft._losses.per_row import (
     RowTerms,
-    combined_terms,
     included_classes,
     local_weight,
     mean_loss,
+    options_of_mean,
     reduced_loss,
     row_labels,
     row_options,
-    row_weight,
+    uniform_unit,
+    with_empty_rows_ignored,
 )
 
 # A chunk of 4096 classes is wide enough for matrix units, and a small one stays in a
@@ -72,6 +80,7 @@ class LogProbs(NamedTuple):
     """The most probable class, int32."""
 
 
+@with_hints
 def linear_cross_entropy(
     hidden: ArrayLike,
     vocab_weight: ArrayLike,
@@ -84,10 +93,12 @@ def linear_cross_entropy(
     sample_weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     label_smoothing: ArrayLike = 0.0,
+    focal_gamma: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     softcap: ArrayLike | None = None,
     z_loss: ArrayLike = 0.0,
-    reduction: str = "none",
+    reduction: Reduction = "none",
+    check_labels: bool = False,
     chunk_bytes: int | None = None,
     axis_name: AxisName = None,
 ) -> Array:
@@ -104,8 +115,8 @@ def linear_cross_entropy(
         vocab_bias: (classes,).
         vocab_axis: which axis of ``vocab_weight`` holds the classes, 0 or 1.
         where: boolean, broadcastable to (*batch, classes); True includes a class.
-        class_weight, sample_weight, ignore_index, label_smoothing, softcap, z_loss,
-            reduction: as in `cross_entropy`.
+        class_weight, sample_weight, ignore_index, label_smoothing, focal_gamma,
+            softcap, z_loss, reduction, check_labels: as in `cross_entropy`.
         temperature: as in `cross_entropy`, broadcastable to (*batch, 1).
         chunk_bytes: size of a chunk of float32 logits; by default that of 4096 classes,
             and at least 16 and at most 64 MiB. A chunk that divides the classes is
@@ -168,11 +179,15 @@ def linear_cross_entropy(
     batch, classes, dtype = inputs.labels.shape, inputs.classes, inputs.dtype
     logits = jax.ShapeDtypeStruct((*batch, classes), dtype)
     axes = as_axes(name, -1, logits.ndim, axis_name)
+    check_split(
+        name, axes, {"vocab_weight": inputs.vocab_weight}, {"labels": inputs.labels}
+    )
     options = {
         "class_weight": as_class_weight(name, class_weight, logits.shape, axes, dtype),
         "sample_weight": as_sample_weight(name, sample_weight, batch, dtype),
         "label_smoothing": as_label_smoothing(name, label_smoothing, dtype),
         "z_loss": as_scalar(name, "z_loss", z_loss, dtype, neutral=0),
+        "focal_gamma": as_focal_gamma(name, focal_gamma, dtype),
     }
     ignore_index = as_ignore_index(name, ignore_index)
     plan = VocabularyPlan(
@@ -195,6 +210,7 @@ def linear_cross_entropy(
         as_temperature(name, temperature, logits, axes),
         plan=plan,
         ignore_index=ignore_index,
+        check_labels=as_flag(name, "check_labels", check_labels),
         reduction=as_reduction(name, reduction),
         may_hold_gradient=chunk_bytes is None,
     )
@@ -202,7 +218,13 @@ def linear_cross_entropy(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("plan", "ignore_index", "reduction", "may_hold_gradient"),
+    static_argnames=(
+        "plan",
+        "ignore_index",
+        "check_labels",
+        "reduction",
+        "may_hold_gradient",
+    ),
 )
 def _linear_cross_entropy(hidden, head, labels, where, options, temperature, **static):
     loss = functools.partial(_loss, **static)
@@ -221,48 +243,52 @@ def _loss(
     *,
     plan,
     ignore_index,
+    check_labels,
     reduction,
     may_hold_gradient,
 ):
     classes = head.weight.shape[plan.vocab_axis]
     shape = (*labels.shape, classes)
     axes = Axes((labels.ndim,), plan.mesh_names)
-    rows = row_labels(
-        "linear_cross_entropy", labels, class_count(shape, axes), ignore_index
-    )
+    count = class_count(shape, axes)
+    rows = row_labels("linear_cross_entropy", labels, count, ignore_index, check_labels)
+    included = jnp.broadcast_to(included_classes(where, shape, axes), labels.shape)
+    if where is not None:
+        rows = with_empty_rows_ignored(rows, included)
     options["class_weight"] = local_weight(options["class_weight"], shape, axes)
     label_smoothing = options["label_smoothing"]
     if label_smoothing is not None:
         uniform_weight = options["class_weight"]
         if uniform_weight is None:
             uniform_weight = jnp.ones(classes, label_smoothing.dtype)
-        head = head._replace(uniform_weight=uniform_weight)
+        head = head._replace(uniform_weight=uniform_weight * uniform_unit(count))
     tokens = _flat_tokens(rows, temperature, where, classes)
     hidden = _flat_rows(hidden)
-    if ignore_index is not None:
+    if ignore_index is not None or where is not None:
         # 0 times a NaN of an ignored token would reach the head's gradient.
         hidden = jnp.where(tokens.labels.counted[:, None], hidden, 0)
-    included = jnp.broadcast_to(included_classes(where, shape, axes), labels.shape)
-    flat = jax.tree.map(
-        lambda v: v.reshape(-1),
-        (included, row_options(rows, labels.shape, axes, **options)),
+    options = row_options(rows, labels.shape, axes, included, count, **options)
+    options = jax.tree.map(lambda v: v.reshape(-1), options)
+    head, (hidden, tokens, options) = match_varying(
+        axes, head, (hidden, tokens, options)
     )
-    head, (hidden, tokens, flat) = match_varying(axes, head, (hidden, tokens, flat))
     chunks = None
     if reduction != "none" and may_hold_gradient and not plan.mesh_names:
         chunks = _token_chunks(hidden, head, plan)
-    if chunks is not None:
-        total = summed_loss(hidden, head, TokenInputs(tokens, *flat), chunks)
-        zeros = jnp.zeros(len(hidden), total.dtype)
-        weight = row_weight(tokens.labels, flat[1], zeros)
-        return total if reduction == "sum" else mean_loss(total, jnp.sum(weight))
-    terms = linear_terms(hidden, head, tokens, plan)
-    terms = RowTerms(terms.nll, terms.logsumexp, terms.uniform_nll)
-    loss, weight = combined_terms(terms, tokens.labels, *flat)
-    loss, weight = loss.reshape(labels.shape), weight.reshape(labels.shape)
-    return reduced_loss(loss, weight, reduction)
+    if chunks is None:
+        terms = linear_terms(hidden, head, tokens, plan)
+        terms = RowTerms(terms.nll, terms.logsumexp, terms.uniform_nll)
+        loss = reduced_loss(terms, tokens.labels.counted, options, reduction)
+        return loss.reshape(labels.shape) if reduction == "none" else loss
+    if reduction == "sum":
+        return summed_loss(hidden, head, TokenInputs(tokens, options), chunks)
+    zeros = jnp.zeros(len(hidden), _dtype_of_sums(hidden, head.weight))
+    options, divisor = options_of_mean(options, tokens.labels.counted, zeros)
+    total = summed_loss(hidden, head, TokenInputs(tokens, options), chunks)
+    return mean_loss(total, divisor)
 
 
+@with_hints
 def linear_log_probs(
     hidden: ArrayLike,
     vocab_weight: ArrayLike,
@@ -319,6 +345,9 @@ def linear_log_probs(
     )
     logits = jax.ShapeDtypeStruct((*inputs.labels.shape, inputs.classes), inputs.dtype)
     axes = as_axes(name, -1, logits.ndim, axis_name)
+    check_split(
+        name, axes, {"vocab_weight": inputs.vocab_weight}, {"labels": inputs.labels}
+    )
     return _linear_log_probs(
         inputs.hidden,
         Head(
@@ -357,6 +386,10 @@ def _log_probs(hidden, head, labels, temperature, *, plan):
     terms = linear_terms(hidden, head, tokens, plan)
     terms = jax.tree.map(lambda term: term.reshape(labels.shape), terms)
     return LogProbs(-terms.nll, terms.logsumexp, terms.entropy, terms.top_label)
+
+
+def _dtype_of_sums(hidden: Array, vocab_weight: Array) -> jnp.dtype:
+    return accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))
 
 
 class _Inputs(NamedTuple):
@@ -405,7 +438,7 @@ def _checked_inputs(
     labels = as_index_labels(
         name, labels, batch, "the shape of hidden without features"
     )
-    dtype = accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))
+    dtype = _dtype_of_sums(hidden, vocab_weight)
     if vocab_bias is not None:
         vocab_bias = as_real(name, "vocab_bias", vocab_bias)
         if vocab_bias.shape != (classes,):

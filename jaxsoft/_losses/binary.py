@@ -1,18 +1,23 @@
 """Losses made of softplus: binary, multi-label and circle loss."""
 
+from __future__ import annotations
+
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jaxsoft._checks import (
     Axis,
+    Reduction,
     as_array,
     as_axes,
     as_broadcastable,
     as_flag,
+    as_focal_gamma,
     as_label_smoothing,
     as_mask,
     as_real,
@@ -22,11 +27,15 @@ from jaxsoft._checks import (
     is_of,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
-from jaxsoft._core.logits import Logits, log1p_exp, masked_logits
+from jaxsoft._core.logits import Logits, masked_logits, nan_where
+from jaxsoft._elementwise import log1p_exp, rule_from_partials
+from jaxsoft._hints import with_hints
 from jaxsoft._logsumexp import logsumexp
 from jaxsoft._losses.per_row import (
+    RowOptions,
     RowTerms,
-    combined_terms,
+    focal,
+    included_classes,
     reduced_loss,
     row_options,
     times_loss,
@@ -36,39 +45,51 @@ from jaxsoft._passes.product import product
 from jaxsoft._row import logits_of, row_rule, summarized
 
 
+@with_hints
 def binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
+    where: ArrayLike | None = None,
     pos_weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
-    reduction: str = "none",
+    focal_gamma: ArrayLike = 0.0,
+    reduction: Reduction = "none",
+    check_labels: bool = False,
 ) -> Array:
     """Cross-entropy of independent yes/no labels, in nats.
 
     ``v * (pos_weight * y * softplus(-x) + (1 - y) * softplus(x))`` for a logit x, whose
-    probability of yes is ``1 / (1 + exp(-x))``, a label y and a sample weight v.
-    Smoothing eps replaces y by ``(1 - eps) * y + eps / 2``.
+    probability of yes is ``p = 1 / (1 + exp(-x))``, a label y and a sample weight v.
+    Smoothing eps replaces y by ``(1 - eps) * y + eps / 2``. With a focal gamma, the
+    term of yes has the factor ``(1 - p)**gamma``, and that of no ``p**gamma``.
 
     Args:
         logits: of any shape.
         labels: of the same shape, in [0, 1]: booleans, integers 0 and 1, or
             probabilities, which are differentiable.
+        where: boolean, broadcastable to the logits; False leaves a logit out: its loss
+            is 0 with gradient exactly 0, and it has no weight in a mean.
         pos_weight: weight of the yes labels, broadcastable to the logits.
-        sample_weight: broadcastable to the logits.
+        sample_weight: broadcastable to the logits; booleans are 0 and 1. A logit of
+            weight 0 has loss 0 and gradient exactly 0, whatever its label.
         label_smoothing: eps in [0, 1].
+        focal_gamma: gamma >= 0, which may be traced and differentiated.
         reduction: "none", "sum" or "mean", which divides by the sum of
             ``sample_weight`` (never by ``pos_weight``) and is 0 without any weight.
+        check_labels: makes a label outside [0, 1] an error under
+            `jax.experimental.checkify`.
 
     Returns:
         One loss per logit, or a scalar. float32 for half-precision logits, else the
         logits' dtype. Never negative.
 
     Raises:
-        TypeError: logits or labels are not real.
-        ValueError: labels or weights of the wrong shape; ``label_smoothing`` outside
-            [0, 1]; an unknown ``reduction``.
+        TypeError: logits or labels are not real, ``where`` is not boolean,
+            ``check_labels`` is not a bool.
+        ValueError: labels, weights or ``where`` of the wrong shape; ``label_smoothing``
+            outside [0, 1]; a negative ``focal_gamma``; an unknown ``reduction``.
 
     Gradient:
         dloss/dx = v ((1 - y) sigmoid(x) - pos_weight y sigmoid(-x)), with all digits
@@ -77,7 +98,8 @@ def binary_cross_entropy(
 
     Edge cases:
         Infinite logits give their limits: 0 for a right label, +inf for a wrong one.
-        Large logits do not overflow: the loss of (50, 0.5) is 25.
+        Large logits do not overflow: the loss of (50, 0.5) is 25. A label outside
+        [0, 1] gives NaN in its loss and in its gradient.
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,7 +110,8 @@ def binary_cross_entropy(
 
     References:
         The weights are those of
-        `torch.nn.functional.binary_cross_entropy_with_logits`.
+        `torch.nn.functional.binary_cross_entropy_with_logits`. T.-Y. Lin et al.,
+        "Focal loss for dense object detection", ICCV 2017.
     """
     name = "binary_cross_entropy"
     logits = as_real(name, "logits", logits)
@@ -102,10 +125,15 @@ def binary_cross_entropy(
     return _binary_jit(
         logits,
         _binary_labels(name, labels, logits),
+        as_mask(name, "where", where, logits.shape),
         weight,
-        as_sample_weight(name, sample_weight, logits.shape, dtype),
-        as_label_smoothing(name, label_smoothing, dtype),
+        {
+            "sample_weight": as_sample_weight(name, sample_weight, logits.shape, dtype),
+            "label_smoothing": as_label_smoothing(name, label_smoothing, dtype),
+            "focal_gamma": as_focal_gamma(name, focal_gamma, dtype),
+        },
         reduction=as_reduction(name, reduction),
+        check_labels=as_flag(name, "check_labels", check_labels),
     )
 
 
@@ -121,31 +149,40 @@ def _binary_labels(name: str, labels: ArrayLike, logits: Array) -> Array:
     return labels.astype(accumulation_dtype(logits.dtype))
 
 
-@functools.partial(jax.jit, static_argnames="reduction")
-def _binary_jit(
-    logits, labels, pos_weight, sample_weight, label_smoothing, *, reduction
-):
-    z = masked_logits(Logits(logits))
-    y = labels
-    if label_smoothing is not None:
-        y = (1 - label_smoothing) * y + label_smoothing / 2
-    yes = log1p_exp(-z)
+@functools.partial(jax.jit, static_argnames=("reduction", "check_labels"))
+def _binary_jit(logits, labels, where, pos_weight, options, *, reduction, check_labels):
+    z, y = masked_logits(Logits(logits)), labels
+    counted = None if where is None else jnp.broadcast_to(where, z.shape)
+    valid = (y >= 0) & (y <= 1) if counted is None else ~counted | (y >= 0) & (y <= 1)
+    if check_labels and y.size:
+        checkify.debug_check(
+            jnp.all(valid),
+            "binary_cross_entropy: labels must lie in [0, 1]; got label {label}",
+            label=jnp.ravel(y)[jnp.argmin(jnp.ravel(valid))],
+        )
+    smoothing, gamma = options["label_smoothing"], options["focal_gamma"]
+    if smoothing is not None:
+        y = (1 - smoothing) * y + smoothing / 2
+    yes, no = log1p_exp(-z), log1p_exp(z)
+    if gamma is not None:
+        yes, no = (focal(v, jnp.broadcast_to(gamma, z.shape)) for v in (yes, no))
     if pos_weight is not None:
         yes = times_loss(jnp.broadcast_to(pos_weight, z.shape), yes)
-    options = row_options(None, z.shape, sample_weight=sample_weight)
-    terms = RowTerms(times_loss(y, yes) + times_loss(1 - y, log1p_exp(z)), None, None)
-    return reduced_loss(
-        *combined_terms(terms, None, jnp.ones((), jnp.int32), options), reduction
-    )
+    # In the label, and not in the loss, so that it reaches the gradient.
+    y = y + nan_where(~valid, y.dtype)
+    loss = times_loss(y, yes) + times_loss(1 - y, no)
+    sample_weight = row_options(None, z.shape, sample_weight=options["sample_weight"])
+    return reduced_loss(RowTerms(loss), counted, sample_weight, reduction)
 
 
+@with_hints
 def multilabel_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
     axis: Axis = -1,
     where: ArrayLike | None = None,
-    reduction: str = "none",
+    reduction: Reduction = "none",
 ) -> Array:
     """Multi-label loss that ranks every yes class above every no class (ZLPR).
 
@@ -207,7 +244,8 @@ def _multilabel_jit(logits, is_yes, where, *, axes, reduction):
         axes, given, is_yes
     )
     loss = jnp.squeeze(loss, axes.dims)
-    return reduced_loss(loss, jnp.ones_like(loss), reduction)
+    counted = None if where is None else included_classes(where, logits.shape, axes) > 0
+    return reduced_loss(RowTerms(loss), counted, RowOptions(), reduction)
 
 
 # N = log(1 + sum_i exp(z_i)), the logsumexp of z and a class of logit 0. With m, e, s
@@ -258,6 +296,7 @@ def _tail_with_zero(m, s):
     )
 
 
+@with_hints
 def circle_loss(
     positives: ArrayLike,
     negatives: ArrayLike,
@@ -267,7 +306,7 @@ def circle_loss(
     where_positive: ArrayLike | None = None,
     where_negative: ArrayLike | None = None,
     detach_weights: bool = True,
-    reduction: str = "none",
+    reduction: Reduction = "none",
 ) -> Array:
     """Circle loss of the similarities of one anchor to its positives and negatives.
 
@@ -355,14 +394,28 @@ def _circle_jit(s_p, s_n, margin, scale, mask_p, mask_n, *, detach_weights, redu
     a_p, a_n = jax.nn.relu(1 + margin - s_p), jax.nn.relu(s_n + margin)
     if detach_weights:
         a_p, a_n = jax.lax.stop_gradient((a_p, a_n))
-    lse_p = logsumexp(-scale * _times(a_p, s_p - 1 + margin), -1, where=mask_p)
-    lse_n = logsumexp(scale * _times(a_n, s_n - margin), -1, where=mask_n)
+    lse_p = logsumexp(-_scaled_gap(scale, a_p, s_p - 1 + margin), -1, where=mask_p)
+    lse_n = logsumexp(_scaled_gap(scale, a_n, s_n - margin), -1, where=mask_n)
     nothing = jnp.isneginf(lse_p) | jnp.isneginf(lse_n)
     exponent = jnp.where(nothing, 0, lse_p) + jnp.where(nothing, 0, lse_n)
     loss = jnp.where(nothing, 0, log1p_exp(exponent))
-    return reduced_loss(loss, jnp.ones_like(loss), reduction)
+    counted = jnp.any(counts_p, -1) | jnp.any(counts_n, -1)
+    return reduced_loss(RowTerms(loss), counted, RowOptions(), reduction)
 
 
-def _times(weight, gap):
-    """weight * gap with 0 * inf = 0: an infinitely good pair has weight 0."""
+@jax.custom_jvp
+def _scaled_gap(scale, weight, gap):
+    """scale weight gap with 0 * inf = 0: an infinitely good pair has weight 0."""
+    return scale * _weighted_gap(weight, gap)
+
+
+def _weighted_gap(weight, gap):
     return weight * jnp.where(weight == 0, jnp.clip(gap, -1, 1), gap)
+
+
+rule_from_partials(
+    _scaled_gap,
+    lambda scale, weight, gap: _weighted_gap(weight, gap),
+    lambda scale, weight, gap: scale * gap,
+    lambda scale, weight, gap: scale * weight,
+)

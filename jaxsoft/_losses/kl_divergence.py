@@ -6,6 +6,8 @@ The rule keeps the digits of a small divergence, where the formula subtracts nea
 equal logarithms, and has the limits at infinite logits, where autodiff gives NaN.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 
@@ -17,12 +19,14 @@ from jax.typing import ArrayLike
 from jaxsoft._checks import (
     Axis,
     AxisName,
+    Reduction,
     as_axes,
     as_mask,
     as_real,
     as_reduction,
     as_sample_weight,
     as_temperature,
+    check_split,
     reduced_shape,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
@@ -34,11 +38,18 @@ from jaxsoft._core.logits import (
     shifted,
 )
 from jaxsoft._core.mesh import match_varying, reshard_together
-from jaxsoft._losses.per_row import RowTerms, combined_terms, reduced_loss, row_options
+from jaxsoft._hints import with_hints
+from jaxsoft._losses.per_row import (
+    RowTerms,
+    included_classes,
+    reduced_loss,
+    row_options,
+)
 from jaxsoft._passes.product import product
 from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
 
 
+@with_hints
 def kl_divergence(
     target_logits: ArrayLike,
     logits: ArrayLike,
@@ -47,7 +58,7 @@ def kl_divergence(
     where: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     sample_weight: ArrayLike | None = None,
-    reduction: str = "none",
+    reduction: Reduction = "none",
     axis_name: AxisName = None,
 ) -> Array:
     """Kullback-Leibler divergence of softmax(logits) from softmax(target_logits).
@@ -118,6 +129,8 @@ def kl_divergence(
         accumulation_dtype(target_logits.dtype), accumulation_dtype(logits.dtype)
     )
     axes = as_axes(name, axis, logits.ndim, axis_name)
+    both = {"logits": logits, "target_logits": target_logits}
+    check_split(name, axes, both, {})
     rows = reduced_shape(logits.shape, axes)
     tau = as_temperature(name, temperature, logits.astype(dtype), axes)
     return _kl_divergence_jit(
@@ -139,11 +152,9 @@ def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reducti
     (x, y), temperature = match_varying(axes, (x, y), temperature)
     target = logits_of(x, where, temperature, axes)
     kl = jnp.squeeze(_kl_divergence(axes, target, y), axes.dims)
-    terms = RowTerms(kl, None, None)
+    counted = None if where is None else included_classes(where, x.shape, axes) > 0
     options = row_options(None, kl.shape, sample_weight=sample_weight)
-    return reduced_loss(
-        *combined_terms(terms, None, jnp.ones((), jnp.int32), options), reduction
-    )
+    return reduced_loss(RowTerms(kl), counted, options, reduction)
 
 
 # With p, m, s of the target x, and q, n, r of the logits y,

@@ -25,7 +25,6 @@ from jax import Array
 from jaxsoft._core.dtypes import accumulation_dtype, cast
 from jaxsoft._core.logits import (
     Logits,
-    capped,
     exact_at_maximum,
     is_hard,
     log_softmax_cotangent,
@@ -34,6 +33,7 @@ from jaxsoft._core.logits import (
     shifted,
 )
 from jaxsoft._core.mesh import broadcast_like, reshard_like
+from jaxsoft._elementwise import capped
 from jaxsoft._losses.per_row import RowLabels, RowTerms
 from jaxsoft._passes.classes import to_classes
 from jaxsoft._passes.merge import Summary
@@ -51,7 +51,7 @@ from jaxsoft._row import Row, row_rule, summarized
 #     p_y - 1 = (e_y - 1 - s) / (1 + s)
 # where e_y - 1 is exactly 0 at the maximum, and both terms are negative elsewhere.
 def _label_value(axes, logits, labels, w, softcap):
-    seen, _ = as_seen(logits, softcap, labels.counted)
+    seen, _ = as_seen(logits, softcap)
     riders = label_riders(labels.class_index, w, logits, with_e_d=False)
     row, summary = summarized(axes, seen, riders)
     return terms_of_label(row, summary, labels), summary._replace(total=())
@@ -59,7 +59,7 @@ def _label_value(axes, logits, labels, w, softcap):
 
 def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
     # Two terms of a gradient are rounded to half precision together.
-    seen, to_given = as_seen(logits, softcap, labels.counted, w is not None)
+    seen, to_given = as_seen(logits, softcap, w is not None)
     row = Row(axes, seen, summary.m, summary.s)
     g, h, k = label_cotangents(row, labels, cotangents)
     scale, at_label = scale_and_label_entry(row, summary, g, h)
@@ -118,7 +118,6 @@ probability_terms = row_rule(_probability_value, _probability_pullback)
 def as_seen(
     logits: Logits,
     softcap: Array | None,
-    counted: Array | None = None,
     is_wide: bool = False,
 ) -> tuple[Logits, Callable[[Array], tuple[Array, Array | None]]]:
     """The logits as the passes see them, under their cap, and what takes a cotangent of
@@ -126,12 +125,7 @@ def as_seen(
 
     def seen(x, softcap):
         z = cast(x, accumulation_dtype(x.dtype))
-        if softcap is None:
-            return z
-        # A NaN that does not count must not meet the derivative of the cap.
-        for mask in (logits.where, counted):
-            z = z if mask is None else jnp.where(broadcast_like(mask, z), z, 0)
-        return capped(z, softcap)
+        return z if softcap is None else capped(z, softcap)
 
     if softcap is None and not is_wide:
         return logits, lambda dx: (dx, None)
@@ -269,7 +263,7 @@ def temperature_cotangent(
         dt = dt + product(g, _slope_of_coefficients(row, summary, 0, u))
     if k is not None:
         dt = dt + product(k, _slope_of_coefficients(row, summary, -1, u))
-    return row.sign * row.per_t * dt
+    return row.sign * row.over_t(dt)
 
 
 def _slope_of_coefficients(row, summary, i, u):

@@ -17,6 +17,7 @@ from jaxsoft._core.logits import (
     exact_at_maximum,
     exp_shifted,
     inverse_temperature,
+    is_negative,
     log_softmax_cotangent,
     masked_logits,
     shifted,
@@ -36,7 +37,7 @@ def _included(logits: Logits, v: Array) -> Array:
 def _signed(logits: Logits, v: Array) -> Array:
     """The derivative in x of what has v in z, or the other way round."""
     if logits.temperature is not None:
-        v = jnp.where(logits.temperature < 0, -v, v)
+        v = jnp.where(is_negative(logits.temperature), -v, v)
     return _included(logits, v)
 
 

@@ -17,6 +17,8 @@ It leads from clip(x) towards the middle of the bounds and never past it, so tha
 between the bounds.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -24,15 +26,17 @@ from jax.typing import ArrayLike
 
 from jaxsoft._checks import as_broadcastable, as_real
 from jaxsoft._core.dtypes import accumulation_dtype
-from jaxsoft._core.logits import is_hard
-from jaxsoft._smooth import pair as _pair
-from jaxsoft._smooth.partials import (
+from jaxsoft._core.logits import is_hard, is_negative
+from jaxsoft._elementwise import (
     as_elementwise_temperature,
     elementwise,
     rule_from_partials,
 )
+from jaxsoft._hints import with_hints
+from jaxsoft._smooth import pair as _pair
 
 
+@with_hints
 def smooth_clip(
     x: ArrayLike, lower: ArrayLike, upper: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> Array:
@@ -155,7 +159,7 @@ def _in_temperature(x, lower, upper, temperature):
     t = _size(temperature)
     of_lower = jnp.where(jnp.isinf(lower), 0, _pair.entropy(x, lower, t))
     of_upper = jnp.where(jnp.isinf(upper), 0, _pair.entropy(x, upper, t))
-    return jnp.where(temperature < 0, of_upper - of_lower, of_lower - of_upper)
+    return jnp.where(is_negative(temperature), of_upper - of_lower, of_lower - of_upper)
 
 
 rule_from_partials(_smooth_clip, _in_x, _in_lower, _in_upper, _in_temperature)

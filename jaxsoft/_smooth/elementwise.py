@@ -10,6 +10,8 @@ All of them are the softmax of two numbers, whose values and rules stand in `pai
 difference: it is tanh(x / temperature).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -19,14 +21,16 @@ from jax.typing import ArrayLike
 
 from jaxsoft._checks import as_array, as_real
 from jaxsoft._core.logits import times_log
-from jaxsoft._smooth import pair as _pair
-from jaxsoft._smooth.partials import (
+from jaxsoft._elementwise import (
     as_elementwise_temperature,
     elementwise,
     rule_from_partials,
 )
+from jaxsoft._hints import with_hints
+from jaxsoft._smooth import pair as _pair
 
 
+@with_hints
 def softplus(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     """Smooth relu: the smooth maximum of x and 0, elementwise.
 
@@ -68,6 +72,7 @@ def softplus(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     return _of_one("softplus", _softplus, x, temperature)
 
 
+@with_hints
 def smooth_abs(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     """Smooth absolute value: the smooth maximum of x and -x, elementwise.
 
@@ -104,6 +109,7 @@ def smooth_abs(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     return _of_one("smooth_abs", _smooth_abs, x, temperature)
 
 
+@with_hints
 def smooth_sign(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     """Smooth sign, elementwise: ``tanh(x / temperature)``.
 
@@ -140,6 +146,7 @@ def smooth_sign(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     return _of_one("smooth_sign", _smooth_sign, x, temperature)
 
 
+@with_hints
 def smooth_step(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     """Smooth step (Heaviside) function, elementwise: ``sigmoid(x / temperature)``.
 
@@ -177,6 +184,7 @@ def smooth_step(x: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     return _of_one("smooth_step", _smooth_step, x, temperature)
 
 
+@with_hints
 def smooth_maximum(
     x: ArrayLike, y: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> Array:
@@ -222,6 +230,7 @@ def smooth_maximum(
     return _of_two("smooth_maximum", _pair.maximum, x, y, temperature)
 
 
+@with_hints
 def smooth_minimum(
     x: ArrayLike, y: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> Array:

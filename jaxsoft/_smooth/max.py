@@ -8,6 +8,8 @@ and writes the derivatives in distances from the maximum: with x itself they wou
 their digits, and be NaN at infinities and at temperature 0.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -25,11 +27,13 @@ from jaxsoft._checks import (
 )
 from jaxsoft._core.dtypes import widened
 from jaxsoft._core.logits import shifted, times_log
+from jaxsoft._hints import with_hints
 from jaxsoft._logsumexp import logsumexp
 from jaxsoft._passes.product import product
 from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
 
 
+@with_hints
 def smooth_max(
     x: ArrayLike,
     axis: Axis = None,
@@ -85,6 +89,7 @@ def smooth_max(
     return _logsumexp(x, axes, where, tau, keepdims)
 
 
+@with_hints
 def smooth_min(
     x: ArrayLike,
     axis: Axis = None,
@@ -140,6 +145,7 @@ def _logsumexp(x, axes, where, temperature, keepdims):
     )
 
 
+@with_hints
 def boltzmann_max(
     x: ArrayLike,
     axis: Axis = None,

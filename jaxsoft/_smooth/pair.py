@@ -33,16 +33,19 @@ from jaxsoft._core.logits import (
     exact_exp_shifted,
     inverse_temperature,
     is_hard,
+    is_negative,
+    sign_of,
     times_log,
 )
-from jaxsoft._smooth.partials import rule_from_partials
+from jaxsoft._elementwise import rule_from_partials
 
 
 def _oriented(x, y, tau):
     """At tau < 0 the pair (-x, -y): its maximum is the minimum's negative."""
     if tau is None:
         return x, y
-    return jnp.where(tau < 0, -x, x), jnp.where(tau < 0, -y, y)
+    below = is_negative(tau)
+    return jnp.where(below, -x, x), jnp.where(below, -y, y)
 
 
 def exp_gap(x: Array, y: Array, tau: Array | None) -> Array:
@@ -53,7 +56,7 @@ def exp_gap(x: Array, y: Array, tau: Array | None) -> Array:
 
 def reciprocal(tau: Array | None) -> Array | float:
     """1/tau, and 0 at tau = 0."""
-    return 1.0 if tau is None else jnp.sign(tau) * inverse_temperature(tau)
+    return 1.0 if tau is None else sign_of(tau) * inverse_temperature(tau)
 
 
 @jax.custom_jvp
@@ -64,7 +67,8 @@ def gap(x: Array, y: Array, tau: Array | None) -> Array:
         return difference
     hard = is_hard(tau)
     u = difference / jnp.where(hard, 1, tau)
-    u = jnp.where(jnp.isinf(difference), difference * jnp.sign(tau), u)
+    difference = difference * sign_of(tau)
+    u = jnp.where(jnp.isinf(difference), difference, u)
     return jnp.where(hard, jnp.where(x == y, 0, difference * jnp.inf), u)
 
 
@@ -75,7 +79,7 @@ def maximum(x: Array, y: Array, tau: Array | None) -> Array:
         return jnp.maximum(x, y) + excess
     # An infinite temperature may meet an excess of 0.
     excess = jnp.where((excess == 0) | is_hard(tau), 0, tau * excess)
-    return jnp.where(tau < 0, jnp.minimum(x, y), jnp.maximum(x, y)) + excess
+    return jnp.where(is_negative(tau), jnp.minimum(x, y), jnp.maximum(x, y)) + excess
 
 
 @jax.custom_jvp

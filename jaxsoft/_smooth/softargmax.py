@@ -7,6 +7,8 @@ subtracts nothing that is nearly equal: when the model is sure, A is the positio
 maximum up to rounding, and the derivatives are made of its distance to the others.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -16,6 +18,7 @@ from jax.typing import ArrayLike
 
 from jaxsoft._checks import (
     Axis,
+    as_array,
     as_axes,
     as_broadcastable,
     as_flag,
@@ -26,10 +29,12 @@ from jaxsoft._checks import (
 from jaxsoft._core.dtypes import accumulation_dtype, cast, clip_tangent
 from jaxsoft._core.logits import shifted
 from jaxsoft._core.mesh import broadcast_like
+from jaxsoft._hints import with_hints
 from jaxsoft._passes.product import product
 from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
 
 
+@with_hints
 def softargmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -56,8 +61,10 @@ def softargmax(
         keepdims: keep the reduced axes with size 1.
 
     Returns:
-        The reduced array in the units of ``positions``; float32 for half-precision
-        ``x``, in which an index above 2048 has no place, else in the dtype of ``x``.
+        The reduced array in the units of ``positions``, and in the dtype of ``x``, or
+        that to which those of ``x`` and ``positions`` promote. Half precision is
+        computed in float32, but has no place for an index above 2048 (in bfloat16 256):
+        there give ``x`` or ``positions`` in float32.
 
     Raises:
         TypeError: ``x`` or ``positions`` is not an array of real numbers, ``where`` is
@@ -94,15 +101,20 @@ def softargmax(
     axes = as_axes(name, axis, x.ndim)
     where = as_mask(name, "where", where, x.shape)
     tau = as_temperature(name, temperature, x, axes)
+    dtype = x.dtype
     if positions is not None:
+        positions = as_array(name, "positions", positions)
+        dtype = jnp.result_type(x, positions)
         positions = _as_positions(name, positions, x, axes)
-    return _softargmax_jit(x, positions, where, tau, axes, keepdims)
+    return _softargmax_jit(x, positions, where, tau, axes, keepdims, dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
-def _softargmax_jit(x, positions, where, temperature, axes, keepdims):
+@functools.partial(jax.jit, static_argnames=("axes", "keepdims", "dtype"))
+def _softargmax_jit(x, positions, where, temperature, axes, keepdims, dtype):
+    x = cast(x, dtype)
     positions = None if positions is None else broadcast_like(positions, x)
     a = _softargmax(axes, logits_of(x, where, temperature, axes), positions)
+    a = cast(a, dtype)
     return a if keepdims else jnp.squeeze(a, axes.dims)
 
 
@@ -124,7 +136,7 @@ def _softargmax_pullback(axes, logits, positions, kept, g):
     a = _positions_that_count(positions, p, axes)
     h = a - row.sum(jnp.where(p > 0.5, a, 0))
     slope = p * (h - row.sum(p * h))
-    dx = row.to_x(clip_tangent(product(g, slope) * row.per_t, p.dtype))
+    dx = row.to_x(clip_tangent(row.over_t(product(g, slope)), p.dtype))
     dtemperature = dpositions = None
     if logits.temperature is not None:
         d = jnp.where(p == 0, 0, shifted(row.z, row.m, row.t))

@@ -17,7 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def straight_through(hard: Callable[P, R], soft: Callable[P, R]) -> Callable[P, R]:
+def straight_through(hard: Callable[P, R], soft: Callable[..., Any]) -> Callable[P, R]:
     """The function with the value of ``hard`` and the derivatives of ``soft``.
 
     ``y = hard(*args)`` and ``dy = d soft(*args)``: the straight-through estimator, for

@@ -9,7 +9,11 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <initializer_list>
+#include <limits>
+#include <type_traits>
 
 #include "tiles.h"
 
@@ -85,6 +89,15 @@ inline void invert(double t, double& high, double& low) {
   low = (inverse - high) + std::fma(-inverse, t, 1.0) * inverse;
 }
 
+// By its bits: where subnormal numbers are flushed to 0, none of them is below it. -0.0
+// is not.
+template <class A>
+bool is_negative(A tau) {
+  std::conditional_t<sizeof(A) == 8, int64_t, int32_t> bits;
+  std::memcpy(&bits, &tau, sizeof tau);
+  return bits < 0 && bits != std::numeric_limits<decltype(bits)>::min();
+}
+
 template <class A>
 void set_temperature(Rows<A>& rows, int lane, A tau) {
   A t = std::abs(tau);
@@ -92,7 +105,7 @@ void set_temperature(Rows<A>& rows, int lane, A tau) {
   // Of a huge t the inverse would be subnormal, and flushed.
   A scale = t > A{0x1p100f} ? A{0x1p-32f} : A{1};
   rows.is_hard[lane] = is_hard;
-  rows.sign[lane] = std::signbit(tau) && !is_hard ? A{-1} : A{1};
+  rows.sign[lane] = is_negative(tau) ? A{-1} : A{1};
   rows.scale[lane] = scale;
   invert(is_hard ? A{1} : t * scale, rows.per_t_high[lane], rows.per_t_low[lane]);
   rows.per_tau[lane] = is_hard ? A{0} : rows.sign[lane] / t;
