@@ -11,6 +11,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "rows.h"
 #include "xla/ffi/api/ffi.h"
@@ -224,6 +225,16 @@ class Reader {
     return array(buffer, Number::kFloat, Extent::kRows);
   }
 
+  // With the class axes, each of size 1, where an operand per row leaves them out.
+  std::vector<int64_t> dimensions_of(ffi::AnyBuffer buffer, Extent extent) const {
+    Dimensions own = buffer.dimensions();
+    std::vector<int64_t> all(own.begin(), own.end());
+    if (extent == Extent::kRows && own.size() >= layout_.first_class)
+      all.insert(all.begin() + static_cast<int64_t>(layout_.first_class),
+                 layout_.end_of_classes - layout_.first_class, 1);
+    return all;
+  }
+
   bool fits(Dimensions dimensions, Extent extent) const {
     if (dimensions.size() != layout_.dimensions.size()) return false;
     for (size_t i = 0; i < dimensions.size(); ++i) {
@@ -259,7 +270,8 @@ class Reader {
 
   Array array(ffi::AnyBuffer buffer, Number number, Extent extent) {
     Array array;
-    Dimensions own = buffer.dimensions();
+    std::vector<int64_t> all = dimensions_of(buffer, extent);
+    Dimensions own(all.data(), all.size());
     array.data = buffer.untyped_data();
     array.number = number;
     if (!expect(fits(own, extent), "an operand does not broadcast to the logits"))

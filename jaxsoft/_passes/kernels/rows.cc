@@ -13,34 +13,17 @@
 
 #include <vector>
 
+#include "cut.h"
 #include "write.h"
 
 namespace jaxsoft {
 namespace {
 
-// Rows of up to so many classes are taken kLanes at a time.
-constexpr int64_t kShortRow = 64;
-constexpr int64_t kTileBytes = 1 << 16;
-// A task has about so many numbers, for what it costs to give it to a thread.
-constexpr int64_t kTaskNumbers = 1 << 15;
-
-template <class A>
-constexpr int64_t kTileNumbers = kTileBytes / int64_t{sizeof(A)};
-
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // One pass over all rows, with sums in A.
 template <class A, bool kTempered>
-class Run {
+class Run : Cut<A, kTempered> {
  public:
-  explicit Run(const Job& job)
-      : job_(job),
-        shape_(job.shape),
-        long_rows_(shape_.inner == 1 && shape_.classes > kShortRow),
-        rows_per_group_(long_rows_ ? 1 : kLanes<A>),
-        classes_per_tile_(long_rows_ ? kTileNumbers<A> : kTileNumbers<A> / kLanes<A>),
-        groups_(divided_up(shape_.rows(), rows_per_group_)),
-        tiles_(divided_up(shape_.classes, classes_per_tile_)) {
+  explicit Run(const Job& job) : Cut<A, kTempered>(job) {
     result_.data = job.classes_out;
     result_.number = job.classes_out_number;
     result_.class_stride = job.x.class_stride;
@@ -60,6 +43,21 @@ class Run {
   }
 
  private:
+  using Base = Cut<A, kTempered>;
+  using Base::classes_per_tile_;
+  using Base::groups_;
+  using Base::has_class;
+  using Base::index_of;
+  using Base::job_;
+  using Base::load_rows;
+  using Base::long_rows_;
+  using Base::put;
+  using Base::put_logits;
+  using Base::rows_per_group_;
+  using Base::shape_;
+  using Base::tile_of;
+  using Base::tiles_;
+
   struct Memory {
     alignas(64) A z[kTileNumbers<A>];  // logits, then results
     alignas(64) A v[kTileNumbers<A>];  // values
@@ -87,7 +85,7 @@ class Run {
     prepare(tile, rows);
     Pieces<A> pieces = open(tile, rows, memory);
     if (!job_.m) find_maximum(tile, pieces, rows);
-    center(rows, may_be_direct());
+    center(tile, rows, may_be_direct());
     if (rows.any_infinite) pieces = open(tile, rows, memory);
     add_up_all<true>(tile, pieces, memory, rows);
     Factors<A> factors;
@@ -100,7 +98,7 @@ class Run {
     prepare(tile_of(group, 0), rows);
     for (int64_t i = 0; i < tiles_ && !job_.m; ++i)
       maximum_of_part(tile_of(group, i), memory, rows);
-    center(rows, may_be_direct());
+    center(tile_of(group, 0), rows, may_be_direct());
     clear_sums(rows);
     for (int64_t i = 0; i < tiles_; ++i) {
       Rows<A> part = rows;
@@ -131,7 +129,7 @@ class Run {
           rows[i / tiles_].top[lane] =
               std::max(rows[i / tiles_].top[lane], parts[i].top[lane]);
     }
-    for (Rows<A>& row : rows) center(row, may_be_direct());
+    for (Rows<A>& row : rows) center(tile_of(0, 0), row, may_be_direct());
     for_each_tile(workers, [&](int64_t g, int64_t i, Memory& memory) {
       Rows<A>& part = parts[g * tiles_ + i] = rows[g];
       sums_of_part(tile_of(g, i), memory, part);
@@ -158,48 +156,19 @@ class Run {
     });
   }
 
-  Tile tile_of(int64_t group, int64_t i) const {
-    Tile tile;
-    tile.is_long_row = long_rows_;
-    tile.first_row = group * rows_per_group_;
-    tile.rows = static_cast<int>(
-        std::min<int64_t>(rows_per_group_, shape_.rows() - tile.first_row));
-    tile.first_class = i * classes_per_tile_;
-    tile.classes = std::min(classes_per_tile_, shape_.classes - tile.first_class);
-    tile.steps = long_rows_ ? divided_up(tile.classes, kLanes<A>) : tile.classes;
-    return tile;
-  }
-
-  A number_of(const Array& array, int64_t row) const {
-    return static_cast<const A*>(array.data)[offset_of(array, row, shape_)];
-  }
-
-  int64_t label_of(int64_t row) const {
-    return static_cast<const int32_t*>(
-        job_.labels.data)[offset_of(job_.labels, row, shape_)];
-  }
-
-  bool has_class(const Tile& tile, int64_t label) const {
-    return label >= tile.first_class && label < tile.first_class + tile.classes;
-  }
-
-  // Where a tile has this class of a row.
-  static int64_t index_of(const Tile& tile, int64_t label, int lane) {
-    int64_t c = label - tile.first_class;
-    return tile.is_long_row ? c : c * kLanes<A> + lane;
-  }
-
   // The temperatures and, where they are given, the maxima.
   void prepare(const Tile& tile, Rows<A>& rows) const {
     constexpr int kN = kLanes<A>;
     rows.any_infinite = false;
-    std::fill_n(rows.top, kN, -kInfinity<A>);
-    for (int lane = 0; lane < kN && (kTempered || job_.m); ++lane) {
-      int64_t row = tile.first_row + std::min(lane, tile.rows - 1);
-      if constexpr (kTempered)
-        set_temperature(rows, lane, number_of(job_.temperature, row));
-      if (job_.m) rows.top[lane] = number_of(job_.m, row);
+    if (job_.m) {
+      load_rows(job_.m, tile, rows.top);
+    } else {
+      std::fill_n(rows.top, kN, -kInfinity<A>);
     }
+    if constexpr (!kTempered) return;
+    A tau[kN];
+    load_rows(job_.temperature, tile, tau);
+    for (int lane = 0; lane < kN; ++lane) set_temperature(rows, lane, tau[lane]);
   }
 
   static bool is_of_sums(const Array& array) {
@@ -224,6 +193,8 @@ class Run {
     int64_t whole = tile.classes / kLanes<A>, begin = whole * kLanes<A>;
     A *z = memory.z, *v = memory.v;
     std::copy(x + begin, x + tile.classes, z + begin);
+    bool is_last = tile.first_row + 1 == shape_.outer;
+    if (!is_last) __builtin_prefetch(x + begin + shape_.classes);
     pad(tile, z, -kInfinity<A>);
     Piece<A> last = {z + begin, v + begin, z + begin, 1};
     return {{{x, v, out, whole}, last}, begin < tile.classes ? 2 : 1};
@@ -267,7 +238,7 @@ class Run {
 
   static void scale_all(const Tile& tile, const A* factor, A* numbers) {
     Pieces<A> pieces = {{{nullptr, nullptr, numbers, tile.steps}}, 1};
-    write_all<A>(pieces, [&](int lane) {
+    write_all<A>(tile, pieces, [&](int lane) {
       Vector<A> here = load<Vector<A>>(factor + lane);
       return [=](const Piece<A>& piece, int64_t at) {
         return load<Vector<A>>(piece.out + at) * here;
@@ -288,9 +259,15 @@ class Run {
                   Memory& memory) const {
     Pieces<A> pieces = open(tile, rows, memory);
     if (job_.values) open_values(job_.values, tile, rows, memory, pieces);
+    if (job_.pass == Pass::kSoftmax) {
+      with_exponential(rows, [&](auto of) {
+        write_softmax_anew<A, typename decltype(of)::Type>(tile, pieces, rows, factors);
+      });
+      return close(tile, pieces, memory);
+    }
     if (is_of_e()) {
       with_exponential(rows, [&](auto of) {
-        write_exponentials<A, typename decltype(of)::Type>(pieces, rows);
+        write_exponentials<A, typename decltype(of)::Type>(tile, pieces, rows);
       });
     }
     write(tile, pieces, rows, factors, memory);
@@ -342,10 +319,14 @@ class Run {
     if (job_.pass == Pass::kToClasses) return;
     if (job_.pass == Pass::kToRows) {
       sum_weighted<A, Exponential>(tile, pieces, rows);
-    } else if (job_.values && stays) {
-      sum_tail_and_values<A, Exponential, true>(tile, pieces, rows);
+    } else if (job_.pass == Pass::kSoftmaxPull) {
+      sum_tail_and_values<A, Exponential, kWhole, true, false>(tile, pieces, rows);
+    } else if (job_.pass == Pass::kLogSoftmaxPull) {
+      sum_tail_and_values<A, Exponential, kWhole, false, true>(tile, pieces, rows);
+    } else if (job_.pass == Pass::kLogSoftmaxPush) {
+      sum_tail_and_values<A, Exponential, false, true, false>(tile, pieces, rows);
     } else if (job_.values) {
-      sum_tail_and_values<A, Exponential, false>(tile, pieces, rows);
+      sum_tail_and_values<A, Exponential, false, true, true>(tile, pieces, rows);
     } else if (stays) {
       sum_tail<A, Exponential, true>(tile, pieces, rows);
     } else {
@@ -355,8 +336,10 @@ class Run {
 
   // The value at the label, which leaves the tile.
   void take_label_values(const Tile& tile, A* v, Rows<A>& rows) const {
+    int32_t labels[kLanes<A>];
+    load_rows(job_.labels, tile, labels);
     for (int lane = 0; lane < tile.rows; ++lane) {
-      int64_t label = label_of(tile.first_row + lane);
+      int64_t label = labels[lane];
       rows.sums[kAtLabel][lane] = 0;
       if (!has_class(tile, label)) continue;
       A& value = v[index_of(tile, label, lane)];
@@ -377,27 +360,19 @@ class Run {
       case Pass::kLogSoftmaxPush:
         return set_about_values(tile, rows, factors);
       case Pass::kToClasses:
-        for (int lane = 0; lane < tile.rows; ++lane) {
+        load_rows(job_.scale, tile, factors.scale);
+        for (int lane = 0; lane < kLanes<A>; ++lane) {
           A sign = kTempered ? rows.sign[lane] : A{1};
-          double scale = number_of(job_.scale, tile.first_row + lane);
+          double scale = factors.scale[lane];
           factors.scale[lane] = sign * static_cast<A>(scale * rows.factor[lane]);
         }
-        return spread(tile, factors.scale);
+        return;
       case Pass::kToRows:
         put(job_.to_rows_out, tile, sum_named(rows, kWeighted));
         return put(job_.at_label_out, tile, sum_named(rows, kAtLabel));
       case Pass::kSummary:
         return write_summary(tile, rows);
     }
-  }
-
-  // A number for every row of a tile.
-  template <class F>
-  static void put(void* out, const Tile& tile, F number) {
-    if (!out) return;
-    A* first = static_cast<A*>(out) + tile.first_row;
-    for (int lane = 0; lane < tile.rows; ++lane)
-      first[lane] = static_cast<A>(number(lane));
   }
 
   static auto sum_named(const Rows<A>& rows, int name) {
@@ -417,52 +392,37 @@ class Run {
       put(job_.total_out[i], tile, sum_named(rows, kCoefficient + 2 * i));
       put(job_.below_out[i], tile, sum_named(rows, kCoefficient + 2 * i + 1));
     }
-    put(job_.logit_out, tile,
-        [&](int lane) { return logit_of_label(rows, tile.first_row + lane, lane); });
+    put_logits(tile, rows);
     auto about = [&](int lane) { return about_value(rows, lane); };
     put(job_.value_out, tile, [&](int lane) { return about(lane).value; });
     put(job_.deviation_out, tile, [&](int lane) { return about(lane).deviation; });
     put(job_.others_out, tile, [&](int lane) { return about(lane).others; });
   }
 
-  // z at the label, 0 if there is none.
-  A logit_of_label(const Rows<A>& rows, int64_t row, int lane) const {
-    int64_t label = label_of(row);
-    if (label < 0 || label >= shape_.classes) return 0;
-    if (job_.where) {
-      int64_t at = offset_of(job_.where, row, shape_) + label * job_.where.class_stride;
-      if (!static_cast<const uint8_t*>(job_.where.data)[at]) return -kInfinity<A>;
-    }
-    int64_t at = offset_of(job_.x, row, shape_) + label * job_.x.class_stride;
-    A z = 0;
-    with_type<A>(job_.x.number, const_cast<void*>(job_.x.data),
-                 [&](auto* x) { z = load_number<A>(x + at); });
-    return kTempered ? z * rows.sign[lane] : z;
-  }
-
   void write(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
              const Factors<A>& factors, Memory& memory) const {
     switch (job_.pass) {
       case Pass::kSoftmax:
-        write_softmax(pieces, factors);
+        write_softmax(tile, pieces, factors);
         break;
       case Pass::kLogSoftmax:
         with_exponential(rows, [&](auto of) {
-          write_log_softmax<A, typename decltype(of)::Type>(pieces, rows, factors);
+          write_log_softmax<A, typename decltype(of)::Type>(tile, pieces, rows,
+                                                            factors);
         });
         break;
       case Pass::kSoftmaxPull:
-        write_softmax_pull<A, kTempered>(pieces, rows, factors);
+        write_softmax_pull<A, kTempered>(tile, pieces, rows, factors);
         break;
       case Pass::kLogSoftmaxPull:
-        write_log_softmax_pull<A, kTempered>(pieces, rows, factors);
+        write_log_softmax_pull<A, kTempered>(tile, pieces, rows, factors);
         break;
       case Pass::kLogSoftmaxPush:
-        write_log_softmax_push(pieces, factors);
+        write_log_softmax_push(tile, pieces, factors);
         break;
       case Pass::kToClasses:
         with_exponential(rows, [&](auto of) {
-          write_to_classes<A, typename decltype(of)::Type>(pieces, rows, factors);
+          write_to_classes<A, typename decltype(of)::Type>(tile, pieces, rows, factors);
         });
         if (job_.labels) write_labels(tile, pieces, rows, factors.limit, memory);
         break;
@@ -494,11 +454,14 @@ class Run {
 
   void write_labels(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
                     A limit, Memory& memory) const {
+    int32_t labels[kLanes<A>];
+    A at_label[kLanes<A>];
+    load_rows(job_.labels, tile, labels);
+    load_rows(job_.at_label, tile, at_label);
     for (int lane = 0; lane < tile.rows; ++lane) {
-      int64_t row = tile.first_row + lane;
-      int64_t label = label_of(row);
+      int64_t label = labels[lane];
       if (!has_class(tile, label)) continue;
-      A dz = (kTempered ? rows.sign[lane] : A{1}) * number_of(job_.at_label, row);
+      A dz = (kTempered ? rows.sign[lane] : A{1}) * at_label[lane];
       int64_t at = index_of(tile, label, lane);
       const Piece<A>& first = pieces.list[0];
       A* out = at < first.steps * kLanes<A> ? first.out : memory.z;
@@ -506,13 +469,6 @@ class Run {
     }
   }
 
-  const Job& job_;
-  const Shape shape_;
-  const bool long_rows_;
-  const int64_t rows_per_group_;
-  const int64_t classes_per_tile_;
-  const int64_t groups_;
-  const int64_t tiles_;
   Array result_;
 };
 

@@ -27,7 +27,7 @@ enum SumName {
   kWeighted,     // of e v over the others
   kOthers,       // of v over the others
   kTopValues,    // of v over the classes at the maximum
-  kSizes,        // 0 if all v are
+  kSizes,        // 0 if all v are, or some other number
   kEd,           // of e d
   kAtLabel,      // v at the label
   kCoefficient,  // of q, and of q (z - m), for every coefficient
@@ -223,46 +223,84 @@ struct Pieces {
   const Piece<A>* end() const { return list + count; }
 };
 
-// The terms of a block: sums, and how many classes are at the maximum.
+// The terms of a block: sums, how many classes are at the maximum, and whether some
+// value is not 0.
 template <class A, int kCount>
 struct Terms {
   Vector<A> sum[kCount] = {};
   Mask<A> ties = {};
+  Mask<A> sizes = {};
 };
 
-// The sum over the lanes, which are classes of one row, in lane 0.
+// What is stored of the terms besides their sums.
+enum class Besides { kNothing, kTies, kTiesAndSizes };
+
+// The sum over these lanes, which are classes of one row, in lane 0.
 inline void add_lanes(double* lanes, int count) {
   for (int half = count / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
 }
 
+constexpr int kTermsPerBlock = 8;
+
+// How the vectors of a tile follow one another. Those of a long row are all alike, and
+// are taken in one sweep; otherwise there is a sweep for every kWidth lanes.
+template <class A>
+struct Sweeps {
+  explicit Sweeps(const Tile& tile)
+      : lanes(tile.is_long_row ? kWidth<A> : kLanes<A>),
+        stride(tile.is_long_row ? kWidth<A> : kLanes<A>),
+        per_step(kLanes<A> / stride) {}
+
+  int lanes;
+  int stride;
+  int per_step;  // vectors of a sweep in a step
+};
+
+// The results of a block are fetched into the cache while its terms are added.
+template <class A>
+inline void expect_writes(const A* results, const Sweeps<A>& sweeps) {
+  for (int i = 0; i < kTermsPerBlock * sweeps.stride; i += 64 / int{sizeof(A)})
+    __builtin_prefetch(results + i, 1);
+}
+
 // The named sums of all lanes, of what term(piece, offset, terms) adds to `terms` for
-// the vector of numbers at this offset; make_term(lane) gives it. Where kCountsTies,
-// the number of ties as well.
-template <class A, bool kCountsTies, int kCount, class MakeTerm>
+// the vector of numbers at this offset; make_term(lane) gives it.
+template <class A, Besides kBesides, int kCount, class MakeTerm>
 void add_up(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows,
             const int (&names)[kCount], MakeTerm make_term) {
-  constexpr int kTermsPerBlock = 8;
   constexpr int kN = kLanes<A>, kW = kWidth<A>;
-  for (int lane = 0; lane < kN; lane += kW) {
+  const Sweeps<A> sweeps(tile);
+  for (int lane = 0; lane < sweeps.lanes; lane += kW) {
     auto term = make_term(lane);
     Sum<A> sums[kCount];
     Terms<A, kCount> block;
     for (const Piece<A>& piece : pieces) {
-      for (int64_t step = 0; step < piece.steps; step += kTermsPerBlock) {
-        int64_t end = std::min(step + kTermsPerBlock, piece.steps);
+      int64_t vectors = piece.steps * sweeps.per_step;
+      for (int64_t begin = 0; begin < vectors; begin += kTermsPerBlock) {
+        int64_t end = std::min(begin + kTermsPerBlock, vectors);
+        if (piece.out) expect_writes(piece.out + begin * sweeps.stride, sweeps);
         for (Vector<A>& sum : block.sum) sum = Vector<A>{};
-        for (int64_t k = step; k < end; ++k) term(piece, k * kN + lane, block);
+        for (int64_t k = begin; k < end; ++k)
+          term(piece, k * sweeps.stride + lane, block);
         for (int i = 0; i < kCount; ++i) sums[i].add(block.sum[i]);
       }
     }
     for (int i = 0; i < kCount; ++i) sums[i].store_to(rows.sums[names[i]] + lane);
-    if (kCountsTies)
-      for (int i = 0; i < kW; ++i) rows.sums[kTies][lane + i] = double(block.ties[i]);
+    auto store_counts = [&](Mask<A> counts, int name) {
+      for (int i = 0; i < kW; ++i) rows.sums[name][lane + i] = double(counts[i]);
+    };
+    if (kBesides != Besides::kNothing) store_counts(block.ties, kTies);
+    if (kBesides == Besides::kTiesAndSizes) store_counts(block.sizes, kSizes);
   }
   if (!tile.is_long_row) return;
-  for (int name : names) add_lanes(rows.sums[name], kN);
-  if (kCountsTies) add_lanes(rows.sums[kTies], kN);
+  auto to_lane_0 = [&](double* sums) {
+    add_lanes(sums, kW);
+    std::fill(sums + 1, sums + kN, 0.0);
+  };
+  for (int name : names) to_lane_0(rows.sums[name]);
+  if (kBesides != Besides::kNothing) to_lane_0(rows.sums[kTies]);
+  if (kBesides == Besides::kTiesAndSizes) to_lane_0(rows.sums[kSizes]);
 }
 
 // The sums that were made of exponentials, in full.
@@ -312,14 +350,16 @@ inline double exp_of_minus(float, double x) {
   return series * series;
 }
 
-// From the maxima to what `Direct` asks for. False if one of them is too large for it.
+// From the maxima of the first lanes to what `Direct` asks for. False if one of them is
+// too large for it.
 template <class A>
-bool set_factors(Rows<A>& rows) {
+bool set_factors(Rows<A>& rows, int lanes) {
   using T = Traits<A>;
   bool all_small = true;
-  for (A m : rows.m) all_small &= std::abs(m) < T::kMostDirect;
+  for (int lane = 0; lane < lanes; ++lane)
+    all_small &= std::abs(rows.m[lane]) < T::kMostDirect;
   if (!all_small) return false;
-  for (int lane = 0; lane < kLanes<A>; ++lane) {
+  for (int lane = 0; lane < lanes; ++lane) {
     double m = rows.m[lane];
     double k = std::floor(m * Traits<double>::kLog2OfE);
     double above = (m - k * Traits<double>::kLog2High) - k * Traits<double>::kLog2Low;
@@ -332,26 +372,37 @@ bool set_factors(Rows<A>& rows) {
   return true;
 }
 
+template <class A, class T>
+void spread(const Tile& tile, T (&lanes)[kLanes<A>]) {
+  if (tile.is_long_row) std::fill_n(lanes + 1, kLanes<A> - 1, lanes[0]);
+}
+
 template <class A>
-void center(Rows<A>& rows, bool may_be_direct) {
+void center(const Tile& tile, Rows<A>& rows, bool may_be_direct) {
   rows.any_infinite = false;
   for (int lane = 0; lane < kLanes<A>; ++lane) {
     A top = rows.top[lane];
     rows.any_infinite |= top == kInfinity<A>;
     rows.m[lane] = std::isinf(top) ? A{0} : top;
   }
-  rows.is_direct = may_be_direct && set_factors(rows);
-  if (rows.is_direct) return;
-  std::fill_n(rows.factor, kLanes<A>, 1.0);
-  std::fill_n(rows.float_factor, kLanes<A>, A{1});
-  std::fill_n(rows.per_factor, kLanes<A>, A{1});
+  rows.is_direct = may_be_direct && set_factors(rows, tile.is_long_row ? 1 : kLanes<A>);
+  if (!rows.is_direct) {
+    std::fill_n(rows.factor, kLanes<A>, 1.0);
+    std::fill_n(rows.float_factor, kLanes<A>, A{1});
+    std::fill_n(rows.per_factor, kLanes<A>, A{1});
+    return;
+  }
+  spread<A>(tile, rows.factor);
+  spread<A>(tile, rows.float_factor);
+  spread<A>(tile, rows.per_factor);
+  spread<A>(tile, rows.bias);
 }
 
 // The tail. Where it `stays`, e over the row's factor is written.
 template <class A, class Exponential, bool kStays>
 void sum_tail(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A, true>(tile, pieces, rows, {kTail}, [&](int lane) {
+  add_up<A, Besides::kTies>(tile, pieces, rows, {kTail}, [&](int lane) {
     Exponential exponential(rows, lane);
     V at_top = load<V>(rows.per_factor + lane);
     return [=](const Piece<A>& piece, int64_t at, Terms<A, 1>& terms) {
@@ -365,35 +416,39 @@ void sum_tail(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   multiply_sums(rows, {kTail});
 }
 
-// The same, and what the passes with values ask for.
-template <class A, class Exponential, bool kStays>
+// The same, and the sums of values that a pass asks for: where kWeights those of e v,
+// and where kOthersToo those of v.
+template <class A, class Exponential, bool kStays, bool kWeights, bool kOthersToo>
 void sum_tail_and_values(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   using V = Vector<A>;
-  constexpr int kNames[] = {kTail, kWeighted, kOthers, kTopValues, kSizes};
-  add_up<A, true>(tile, pieces, rows, kNames, [&](int lane) {
+  constexpr int kCount = 2 + kWeights + kOthersToo;
+  int names[kCount] = {kTail, kTopValues};
+  if (kWeights) names[2] = kWeighted;
+  if (kOthersToo) names[kCount - 1] = kOthers;
+  add_up<A, Besides::kTiesAndSizes>(tile, pieces, rows, names, [&](int lane) {
     Exponential exponential(rows, lane);
     V at_top = load<V>(rows.per_factor + lane);
-    return [=](const Piece<A>& piece, int64_t at, Terms<A, 5>& terms) {
+    return [=](const Piece<A>& piece, int64_t at, Terms<A, kCount>& terms) {
       V z = load<V>(piece.z + at), v = load<V>(piece.v + at), e = exponential.e(z);
       auto is_top = z == exponential.m();
-      auto is_zero = v == A{0};
       if (kStays) store(piece.out + at, is_top ? at_top : e);
       e = is_top ? V{} : e;
       terms.sum[0] += e;
-      terms.sum[1] += is_zero ? V{} : e * v;
-      terms.sum[2] += is_top ? V{} : v;
-      terms.sum[3] += is_top ? v : V{};
-      terms.sum[4] += is_zero ? V{} : splat(A{1});
+      terms.sum[1] += is_top ? v : V{};
+      if (kWeights) terms.sum[2] += v == A{0} ? V{} : e * v;
+      if (kOthersToo) terms.sum[kCount - 1] += is_top ? V{} : v;
       terms.ties -= is_top;
+      terms.sizes |= v != A{0};
     };
   });
-  multiply_sums(rows, {kTail, kWeighted});
+  multiply_sums(rows, {kTail});
+  if (kWeights) multiply_sums(rows, {kWeighted});
 }
 
 template <class A, class Exponential>
 void sum_e_d(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A, false>(tile, pieces, rows, {kEd}, [&](int lane) {
+  add_up<A, Besides::kNothing>(tile, pieces, rows, {kEd}, [&](int lane) {
     Exponential exponential(rows, lane);
     return [=](const Piece<A>& piece, int64_t at, Terms<A, 1>& terms) {
       V z = load<V>(piece.z + at), e = exponential.e(z);
@@ -409,7 +464,7 @@ template <class A>
 void sum_coefficient(const Tile& tile, const Pieces<A>& pieces, int i, Rows<A>& rows) {
   using V = Vector<A>;
   int first = kCoefficient + 2 * i;
-  add_up<A, false>(tile, pieces, rows, {first, first + 1}, [&](int lane) {
+  add_up<A, Besides::kNothing>(tile, pieces, rows, {first, first + 1}, [&](int lane) {
     V m = load<V>(rows.m + lane);
     return [=](const Piece<A>& piece, int64_t at, Terms<A, 2>& terms) {
       V gap = load<V>(piece.z + at) - m, q = load<V>(piece.v + at);
@@ -424,7 +479,7 @@ void sum_coefficient(const Tile& tile, const Pieces<A>& pieces, int i, Rows<A>& 
 template <class A, class Exponential>
 void sum_weighted(const Tile& tile, const Pieces<A>& pieces, Rows<A>& rows) {
   using V = Vector<A>;
-  add_up<A, false>(tile, pieces, rows, {kWeighted}, [&](int lane) {
+  add_up<A, Besides::kNothing>(tile, pieces, rows, {kWeighted}, [&](int lane) {
     Exponential exponential(rows, lane);
     return [=](const Piece<A>& piece, int64_t at, Terms<A, 1>& terms) {
       V v = load<V>(piece.v + at), e = exponential.e(load<V>(piece.z + at));

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "rows.h"
+#include "transpose.h"
 #include "vectors.h"
 
 namespace jaxsoft {
@@ -138,10 +139,22 @@ void pad(const Tile& tile, A* numbers, A padding) {
   }
 }
 
+// Whether the tile is whole rows, one behind the other and one for every lane.
+template <class A>
+bool is_one_piece(const Array& array, const Shape& shape, const Tile& tile) {
+  return !tile.is_long_row && tile.rows == kLanes<A> && tile.classes == shape.classes &&
+         array.class_stride == 1 && array.groups == 1 &&
+         array.group_stride[0] == shape.classes;
+}
+
 template <class A>
 void load_tile(const Array& array, const Shape& shape, const Tile& tile, A* to) {
   with_type<A>(array.number, const_cast<void*>(array.data), [&](auto* data) {
     using T = std::remove_pointer_t<decltype(data)>;
+    if (is_one_piece<A>(array, shape, tile)) {
+      const T* from = data + tile.first_row * shape.classes;
+      return rows_to_lanes<A, kLanes<A>>(from, tile.classes, to);
+    }
     walk(
         array, shape, tile, static_cast<const T*>(data), to,
         [](const T* from, A* lane) { store(lane, load_numbers<A>(from)); },
@@ -154,6 +167,10 @@ void store_tile(const A* from, const Shape& shape, const Tile& tile,
                 const Array& array) {
   with_type<A>(array.number, const_cast<void*>(array.data), [&](auto* data) {
     using T = std::remove_pointer_t<decltype(data)>;
+    if (is_one_piece<A>(array, shape, tile)) {
+      T* to = data + tile.first_row * shape.classes;
+      return lanes_to_rows<A, kLanes<A>>(from, tile.classes, to);
+    }
     walk(
         array, shape, tile, data, from,
         [](T* to, const A* lane) { store_numbers(to, load<Vector<A>>(lane)); },

@@ -79,19 +79,14 @@ struct Factors {
 };
 
 template <class A>
-void spread(const Tile& tile, A* lanes) {
-  if (tile.is_long_row) std::fill_n(lanes + 1, kLanes<A> - 1, lanes[0]);
-}
-
-template <class A>
 void set_inverse(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
   for (int lane = 0; lane < kLanes<A>; ++lane) {
     double inverse = 1 / (1 + tail_of(rows, lane));
     factors.inverse[lane] = static_cast<A>(inverse);
     factors.per_total[lane] = static_cast<A>(inverse * rows.factor[lane]);
   }
-  spread(tile, factors.inverse);
-  spread(tile, factors.per_total);
+  spread<A>(tile, factors.inverse);
+  spread<A>(tile, factors.per_total);
 }
 
 template <class A>
@@ -99,7 +94,7 @@ void set_log_total(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) {
   int lanes = tile.is_long_row ? 1 : kLanes<A>;
   for (int lane = 0; lane < lanes; ++lane)
     factors.log_total[lane] = static_cast<A>(log1p_for(A{}, tail_of(rows, lane)));
-  spread(tile, factors.log_total);
+  spread<A>(tile, factors.log_total);
 }
 
 // A row whose values are all 0 has the results 0, whatever its logits.
@@ -116,19 +111,24 @@ void set_about_values(const Tile& tile, const Rows<A>& rows, Factors<A>& factors
     factors.is_sure[lane] = about.is_sure;
     factors.is_zero[lane] = is_empty(rows, lane) || rows.sums[kSizes][lane] == 0;
   }
-  for (A* lanes : {factors.s, factors.value, factors.mean, factors.others,
-                   factors.is_sure, factors.is_zero})
-    spread(tile, lanes);
+  spread<A>(tile, factors.s);
+  spread<A>(tile, factors.value);
+  spread<A>(tile, factors.mean);
+  spread<A>(tile, factors.others);
+  spread<A>(tile, factors.is_sure);
+  spread<A>(tile, factors.is_zero);
 }
 
 // write(piece, offset) for every vector of numbers; make_write(lane) gives it.
 template <class A, class MakeWrite>
-void write_all(const Pieces<A>& pieces, MakeWrite make_write) {
-  for (int lane = 0; lane < kLanes<A>; lane += kWidth<A>) {
+void write_all(const Tile& tile, const Pieces<A>& pieces, MakeWrite make_write) {
+  const Sweeps<A> sweeps(tile);
+  for (int lane = 0; lane < sweeps.lanes; lane += kWidth<A>) {
     auto write = make_write(lane);
     for (const Piece<A>& piece : pieces) {
-      for (int64_t step = 0; step < piece.steps; ++step) {
-        int64_t at = step * kLanes<A> + lane;
+      int64_t vectors = piece.steps * sweeps.per_step;
+      for (int64_t k = 0; k < vectors; ++k) {
+        int64_t at = k * sweeps.stride + lane;
         store(piece.out + at, write(piece, at));
       }
     }
@@ -137,9 +137,10 @@ void write_all(const Pieces<A>& pieces, MakeWrite make_write) {
 
 // e over the row's factor.
 template <class A, class Exponential>
-void write_exponentials(const Pieces<A>& pieces, const Rows<A>& rows) {
+void write_exponentials(const Tile& tile, const Pieces<A>& pieces,
+                        const Rows<A>& rows) {
   using V = Vector<A>;
-  write_all<A>(pieces, [&](int lane) {
+  write_all<A>(tile, pieces, [&](int lane) {
     Exponential exponential(rows, lane);
     V at_top = load<V>(rows.per_factor + lane);
     return [=](const Piece<A>& piece, int64_t at) {
@@ -149,11 +150,28 @@ void write_exponentials(const Pieces<A>& pieces, const Rows<A>& rows) {
   });
 }
 
-// p = e/(1 + s), of e.
-template <class A>
-void write_softmax(const Pieces<A>& pieces, const Factors<A>& factors) {
+// p = e/(1 + s).
+template <class A, class Exponential>
+void write_softmax_anew(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
+                        const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(pieces, [&](int lane) {
+  write_all<A>(tile, pieces, [&](int lane) {
+    Exponential exponential(rows, lane);
+    V at_top = load<V>(rows.per_factor + lane);
+    V per_total = load<V>(factors.per_total + lane);
+    return [=](const Piece<A>& piece, int64_t at) {
+      V z = load<V>(piece.z + at);
+      return (z == exponential.m() ? at_top : exponential.e(z)) * per_total;
+    };
+  });
+}
+
+// The same, of e.
+template <class A>
+void write_softmax(const Tile& tile, const Pieces<A>& pieces,
+                   const Factors<A>& factors) {
+  using V = Vector<A>;
+  write_all<A>(tile, pieces, [&](int lane) {
     V per_total = load<V>(factors.per_total + lane);
     return [=](const Piece<A>& piece, int64_t at) {
       return load<V>(piece.out + at) * per_total;
@@ -163,10 +181,10 @@ void write_softmax(const Pieces<A>& pieces, const Factors<A>& factors) {
 
 // log p = d - log(1 + s)
 template <class A, class Exponential>
-void write_log_softmax(const Pieces<A>& pieces, const Rows<A>& rows,
+void write_log_softmax(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
                        const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(pieces, [&](int lane) {
+  write_all<A>(tile, pieces, [&](int lane) {
     Exponential exponential(rows, lane);
     V log_total = load<V>(factors.log_total + lane);
     return [=](const Piece<A>& piece, int64_t at) {
@@ -177,10 +195,10 @@ void write_log_softmax(const Pieces<A>& pieces, const Rows<A>& rows,
 
 // dz_i = p_i ((v_i - value) - mean)/tau, of e.
 template <class A, bool kTempered>
-void write_softmax_pull(const Pieces<A>& pieces, const Rows<A>& rows,
+void write_softmax_pull(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
                         const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(pieces, [&](int lane) {
+  write_all<A>(tile, pieces, [&](int lane) {
     V per_total = load<V>(factors.per_total + lane);
     V value = load<V>(factors.value + lane), mean = load<V>(factors.mean + lane);
     V per_tau = kTempered ? load<V>(rows.per_tau + lane) : V{};
@@ -198,10 +216,10 @@ void write_softmax_pull(const Pieces<A>& pieces, const Rows<A>& rows,
 // dz_i = (v_i (s + (1 - e_i)) - e_i V_i)/((1 + s) tau), of e, where V_i is the sum of v
 // over all classes but i.
 template <class A, bool kTempered>
-void write_log_softmax_pull(const Pieces<A>& pieces, const Rows<A>& rows,
-                            const Factors<A>& factors) {
+void write_log_softmax_pull(const Tile& tile, const Pieces<A>& pieces,
+                            const Rows<A>& rows, const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(pieces, [&](int lane) {
+  write_all<A>(tile, pieces, [&](int lane) {
     V inverse = load<V>(factors.inverse + lane), s = load<V>(factors.s + lane);
     V value = load<V>(factors.value + lane), others = load<V>(factors.others + lane);
     V factor = load<V>(rows.float_factor + lane);
@@ -227,9 +245,10 @@ void write_log_softmax_pull(const Pieces<A>& pieces, const Rows<A>& rows,
 
 // (v_i - value) - mean, where v = dd.
 template <class A>
-void write_log_softmax_push(const Pieces<A>& pieces, const Factors<A>& factors) {
+void write_log_softmax_push(const Tile& tile, const Pieces<A>& pieces,
+                            const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(pieces, [&](int lane) {
+  write_all<A>(tile, pieces, [&](int lane) {
     V value = load<V>(factors.value + lane), mean = load<V>(factors.mean + lane);
     auto is_zero = load<V>(factors.is_zero + lane) != A{0};
     A limit = factors.limit;
@@ -242,10 +261,10 @@ void write_log_softmax_push(const Pieces<A>& pieces, const Factors<A>& factors) 
 
 // dz = scale e, about a maximum that was given.
 template <class A, class Exponential>
-void write_to_classes(const Pieces<A>& pieces, const Rows<A>& rows,
+void write_to_classes(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
                       const Factors<A>& factors) {
   using V = Vector<A>;
-  write_all<A>(pieces, [&](int lane) {
+  write_all<A>(tile, pieces, [&](int lane) {
     Exponential exponential(rows, lane);
     V scale = load<V>(factors.scale + lane);
     auto is_zero = scale == A{0};
