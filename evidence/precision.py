@@ -155,12 +155,12 @@ FUNCTIONS = [
     Function(
         "kl_divergence",
         {
-            "jaxsoft": lambda x, _: jaxsoft.kl_divergence(jnp.roll(x, 1, -1), x),
+            "jaxsoft": lambda x, _: jaxsoft.kl_divergence(x, jnp.roll(x, 1, -1)),
             "optax": lambda x, _: optax.kl_divergence(
                 jax.nn.log_softmax(x), jax.nn.softmax(jnp.roll(x, 1, -1))
             ),
         },
-        lambda rows: oracle.kl_divergence(np.roll(rows.x, 1, -1), rows.x),
+        lambda rows: oracle.kl_divergence(rows.x, np.roll(rows.x, 1, -1)),
         None,
     ),
     Function(

@@ -47,7 +47,7 @@ PEERS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "cross_entropy_probabilities": {"optax": optax.softmax_cross_entropy},
     "kl_divergence": {
-        "optax": lambda target, x: optax.kl_divergence(
+        "optax": lambda x, target: optax.kl_divergence(
             jax.nn.log_softmax(x), jax.nn.softmax(target)
         )
     },

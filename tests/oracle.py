@@ -202,8 +202,8 @@ def _reduced(loss: Numbers, weight: Numbers, reduction: str) -> Numbers:
 
 
 def kl_divergence(
-    target_logits: Any,
     logits: Any,
+    target_logits: Any,
     *,
     where: Any = None,
     temperature: Any = 1,

@@ -146,7 +146,7 @@ cross_entropy(X, Y, sample_weight=jnp.ones(3))
     ValueError: cross_entropy: sample_weight must broadcast to the shape of the losses
     (2,); got (3,)
 kl_divergence(X, X[:1])
-    ValueError: kl_divergence: target_logits and logits must have the same shape; got
+    ValueError: kl_divergence: logits and target_logits must have the same shape; got
     (2, 3) and (1, 3)
 binary_cross_entropy(X, COMPLEX)
     TypeError: binary_cross_entropy: labels must be real; got dtype complex64

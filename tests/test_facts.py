@@ -118,7 +118,7 @@ NOTHING = [
     (jaxsoft.entropy, 0),
     (lambda x, where: jaxsoft.logmeanexp(x, -1, where), -INF),
     (lambda x, where: jaxsoft.logsumexp(x, -1, where=where), -INF),
-    (lambda x, where: jaxsoft.kl_divergence(x, 2 * x, where=where), 0),
+    (lambda x, where: jaxsoft.kl_divergence(2 * x, x, where=where), 0),
 ]
 
 

@@ -33,7 +33,7 @@ def test_sure_logits_made_in_the_same_program(axis, rng):
         return h - jnp.mean(h, axis, keepdims=True)
 
     def loss(x, y):
-        return jaxsoft.kl_divergence(centred(x), centred(y), axis=axis)
+        return jaxsoft.kl_divergence(centred(y), centred(x), axis=axis)
 
     def expected(x, y):
         z, w = (
@@ -61,14 +61,14 @@ def test_nearly_equal_distributions_keep_their_digits(rng, record_property):
     x = rng.normal(size=(8, 5)).astype(np.float32)
     step = rng.normal(size=(8, 5)) * np.logspace(-4, 0, 8)[:, None]
     y = (x + step).astype(np.float32)
-    value, (in_x, in_y) = value_and_gradients(x, y)
-    expected = oracle.rounded(oracle.kl_divergence(x, y))
+    value, (in_y, in_x) = value_and_gradients(y, x)
+    expected = oracle.rounded(oracle.kl_divergence(y, x))
     errors = np.abs(np.asarray(value, np.float64) / expected - 1)
     record_property("kl_divergence", f"worst relative error {errors.max():.1e}")
     np.testing.assert_allclose(value, expected, rtol=ROUNDINGS)
     assert expected.min() < 1e-7
-    for position, gradient in enumerate((in_x, in_y)):
-        wanted = oracle.pullback(oracle.kl_divergence, [x, y], np.ones(8))[position]
+    for position, gradient in enumerate((in_y, in_x)):
+        wanted = oracle.pullback(oracle.kl_divergence, [y, x], np.ones(8))[position]
         wanted = oracle.rounded(wanted)
         # Entries of a row sum to 0: each is as good as the row's largest.
         scale = np.max(np.abs(wanted), axis=-1, keepdims=True)
@@ -76,8 +76,8 @@ def test_nearly_equal_distributions_keep_their_digits(rng, record_property):
 
 
 @jax.jit
-def value_and_gradients(x, y):
-    value, pull = jax.vjp(jaxsoft.kl_divergence, x, y)
+def value_and_gradients(logits, target_logits):
+    value, pull = jax.vjp(jaxsoft.kl_divergence, logits, target_logits)
     return value, pull(jnp.ones_like(value))
 
 
@@ -92,14 +92,14 @@ def test_equal_logits_have_exactly_none(pair):
 def test_it_is_never_negative(rng):
     x = jnp.asarray(rng.normal(size=(500, 3)), jnp.float32)
     y = x + jnp.asarray(1e-3 * rng.normal(size=(500, 3)), jnp.float32)
-    assert np.all(value_and_gradients(x, y)[0] >= 0)
+    assert np.all(value_and_gradients(y, x)[0] >= 0)
 
 
 def test_infinite_logits():
     inf = jnp.inf
     x = jnp.array([[1.0, -inf, 2.0], [1.0, 1.0, 2.0], [1.0, -inf, 2.0], [-inf] * 3])
     y = jnp.array([[1.0, 5.0, 2.0], [1.0, -inf, 2.0], [1.0, -inf, 2.0], [1.0] * 3])
-    value, (in_x, in_y) = value_and_gradients(x, y)
+    value, (in_y, in_x) = value_and_gradients(y, x)
     chex.assert_tree_all_finite((in_x, in_y))
     assert np.isposinf(value[1])
     np.testing.assert_array_equal(value[2:], 0)
@@ -116,10 +116,10 @@ def test_logits_of_two_dtypes(pair):
     """A teacher in half precision and a student in float32."""
     x, y = pair
     half = x.astype(jnp.bfloat16)
-    value, gradients = value_and_gradients(half, y)
-    expected, _ = value_and_gradients(half.astype(jnp.float32), y)
+    value, gradients = value_and_gradients(y, half)
+    expected, _ = value_and_gradients(y, half.astype(jnp.float32))
     np.testing.assert_array_equal(value, expected)
-    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
+    assert [g.dtype for g in gradients] == [jnp.float32, jnp.bfloat16]
 
 
 def test_the_gradient_of_a_large_divergence():
@@ -127,7 +127,7 @@ def test_the_gradient_of_a_large_divergence():
     distance = np.array([3.0, 300.0, 1e5, 1e8])
     target = jnp.tile(jnp.array([0.0, -1.0]), (4, 1))
     logits = jnp.asarray(np.stack([0 * distance, -distance], 1), jnp.float32)
-    _, (_, gradient) = value_and_gradients(target, logits)
+    _, (gradient, _) = value_and_gradients(logits, target)
     difference = 1 / (1 + np.exp(-distance)) - 1 / (1 + np.exp(-1))
     expected = np.stack([difference, -difference], 1)
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)

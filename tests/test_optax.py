@@ -73,13 +73,13 @@ SAME: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "kl_divergence": (
         "x x2",
         jaxsoft.kl_divergence,
-        lambda x, x2: optax.kl_divergence(jax.nn.log_softmax(x2), jax.nn.softmax(x)),
+        lambda x, x2: optax.kl_divergence(jax.nn.log_softmax(x), jax.nn.softmax(x2)),
     ),
     "generalized kl_divergence": (
         "x x2",
         lambda x, x2: jaxsoft.kl_divergence(x, x2, axis=0),
         lambda x, x2: optax.losses.generalized_kl_divergence(
-            jax.nn.log_softmax(x2, axis=0), jax.nn.softmax(x, axis=0), axis=0
+            jax.nn.log_softmax(x, axis=0), jax.nn.softmax(x2, axis=0), axis=0
         ),
     ),
     "Fenchel-Young loss of logsumexp": (

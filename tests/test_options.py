@@ -95,8 +95,8 @@ def cross_entropy(
 
 
 def kl_divergence(
-    target_logits,
     logits,
+    target_logits,
     *,
     axis=-1,
     where=True,
@@ -292,8 +292,8 @@ def kl_divergence_call(rng: np.random.Generator, layout: Layout) -> Call:
     draw = Draw(rng)
     shape, axis = layout
     draw.staying["axis"] = axis
-    draw.move("target_logits", 2 * rng.normal(size=shape))
     draw.move("logits", 2 * rng.normal(size=shape))
+    draw.move("target_logits", 2 * rng.normal(size=shape))
     places = np.arange(np.prod(shape)).reshape(shape)
     first = classes_last(places, axis, len(shape))[..., :1]
     draw.where(np.isin(places, first))
@@ -359,7 +359,7 @@ CALLS: dict[str, Callable[[np.random.Generator, Layout], Call]] = {
     "circle_loss": circle_loss_call,
 }
 POSITIONAL = {
-    "kl_divergence": ("target_logits", "logits"),
+    "kl_divergence": ("logits", "target_logits"),
     "circle_loss": ("positives", "negatives"),
 }
 

@@ -56,7 +56,7 @@ OF_ROWS: dict[str, Any] = {
     ),
     "softargmax": lambda x, y, labels, **options: jaxsoft.softargmax(x, **options),
     "kl_divergence": lambda x, y, labels, **options: jaxsoft.kl_divergence(
-        y, x, **options
+        x, y, **options
     ),
     "cross_entropy": lambda x, y, labels, **options: jaxsoft.cross_entropy(
         x, labels, **options

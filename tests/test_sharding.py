@@ -151,7 +151,7 @@ CALLS = {
     "kl_divergence": (
         jaxsoft.kl_divergence,
         of(
-            ["where", "temperature", "sample_weight"], target_logits="other", logits="x"
+            ["where", "temperature", "sample_weight"], logits="x", target_logits="other"
         ),
     ),
     "cross_entropy": (jaxsoft.cross_entropy, of(["labels", *OPTIONS], logits="x")),
@@ -520,7 +520,7 @@ def check_types():
     softargmax = jaxsoft.softargmax, of([], x="x", positions="other")
     for (function, given), alone in [
         (CALLS["logsumexp"], ("a", "b")),
-        (CALLS["kl_divergence"], ("target_logits", "logits")),
+        (CALLS["kl_divergence"], ("logits", "target_logits")),
         (CALLS["cross_entropy, q"], ("logits", "labels")),
         (softargmax, ("x",)),
     ]:

@@ -99,7 +99,7 @@ def rows_in_range(law: Law, given) -> np.ndarray:
         lambda x: jaxsoft.softmax(x, temperature=1e-6)[0],
         lambda x: jaxsoft.log_softmax(x, temperature=1e-6)[0],
         lambda x: jaxsoft.cross_entropy(x, 0, temperature=1e-6),
-        lambda x: jaxsoft.kl_divergence(x[::-1], x, temperature=1e-6),
+        lambda x: jaxsoft.kl_divergence(x, x[::-1], temperature=1e-6),
         lambda x: jaxsoft.softargmax(x, temperature=1e-6),
         lambda x: jaxsoft.boltzmann_max(x, temperature=1e-6),
     ],
@@ -127,8 +127,8 @@ LONG_ROWS = {
     "cross_entropy, probabilities": lambda x: jaxsoft.cross_entropy(
         x, jnp.full_like(x, 1 / x.shape[1])
     ),
-    "kl_divergence": lambda x: jaxsoft.kl_divergence(jnp.zeros_like(x), x),
-    "kl_divergence, of targets": lambda x: jaxsoft.kl_divergence(x, jnp.zeros_like(x)),
+    "kl_divergence": lambda x: jaxsoft.kl_divergence(x, jnp.zeros_like(x)),
+    "kl_divergence, of targets": lambda x: jaxsoft.kl_divergence(jnp.zeros_like(x), x),
     "boltzmann_max": lambda x: jaxsoft.boltzmann_max(x, axis=-1),
     "softargmax": jaxsoft.softargmax,
 }

@@ -51,8 +51,8 @@ from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
 
 @with_hints
 def kl_divergence(
-    target_logits: ArrayLike,
     logits: ArrayLike,
+    target_logits: ArrayLike,
     *,
     axis: Axis = -1,
     where: ArrayLike | None = None,
@@ -69,9 +69,10 @@ def kl_divergence(
     squared temperature is added.
 
     Args:
-        target_logits: of shape (..., classes), or with the classes along ``axis``.
-            Differentiable; use `jax.lax.stop_gradient` for a fixed teacher.
-        logits: of the same shape.
+        logits: of shape (..., classes), or with the classes along ``axis``. As in
+            `cross_entropy` the prediction comes first.
+        target_logits: of the same shape. Differentiable; use `jax.lax.stop_gradient`
+            for a fixed teacher.
         axis: axis or axes of the classes; None takes all.
         where: boolean, broadcastable to the logits; True includes a class in both
             distributions.
@@ -109,7 +110,7 @@ def kl_divergence(
         >>> import jax.numpy as jnp
         >>> import jaxsoft
         >>> teacher = jnp.log(jnp.array([0.2, 0.8]))
-        >>> jaxsoft.kl_divergence(teacher, jnp.array([1.0, 2.0]))
+        >>> jaxsoft.kl_divergence(jnp.array([1.0, 2.0]), teacher)
         Array(0.01285927, dtype=float32)
 
     References:
@@ -118,12 +119,12 @@ def kl_divergence(
         network", 2015, which multiplies by the squared temperature.
     """
     name = "kl_divergence"
-    target_logits = as_real(name, "target_logits", target_logits)
     logits = as_real(name, "logits", logits)
-    if target_logits.shape != logits.shape:
+    target_logits = as_real(name, "target_logits", target_logits)
+    if logits.shape != target_logits.shape:
         raise ValueError(
-            f"{name}: target_logits and logits must have the same shape; got "
-            f"{target_logits.shape} and {logits.shape}"
+            f"{name}: logits and target_logits must have the same shape; got "
+            f"{logits.shape} and {target_logits.shape}"
         )
     dtype = jnp.promote_types(
         accumulation_dtype(target_logits.dtype), accumulation_dtype(logits.dtype)
