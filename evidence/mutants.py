@@ -1304,7 +1304,7 @@ MUTANTS = [
         "return above_lower * below_upper * -jnp.expm1(-_pair.gap(upper, lower, t))",
         "return above_lower + below_upper - 1",
         "test_smooth.py",
-        "smooth_clip_to_every_digit",
+        "every_digit and smooth_clip",
     ),
     Mutant(
         "crossed bounds stay crossed",

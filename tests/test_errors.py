@@ -20,7 +20,7 @@ import jaxsoft
 
 PACKAGE = pathlib.Path(jaxsoft.__file__).parent
 # These have the cases of their raises in the tests that bear their name.
-TESTED_BESIDE = ("_linear", "_smooth", "_sharding")
+TESTED_BESIDE = ("_linear", "_sharding")
 
 X = jnp.zeros((2, 3))
 Y = jnp.zeros(2, jnp.int32)
@@ -153,6 +153,30 @@ binary_cross_entropy(X, COMPLEX)
 multilabel_cross_entropy(X, X[0])
     ValueError: multilabel_cross_entropy: labels must have the logits' shape (2, 3); got
     (3,)
+smooth_abs(X, temperature=jnp.ones((4, 2, 3)))
+    ValueError: smooth_abs: temperature must broadcast to the shape of x, (2, 3); got
+    (4, 2, 3)
+smooth_sign(X > 0)
+    TypeError: smooth_sign: x must be numbers; got a boolean array
+smooth_maximum(X, jnp.ones(2))
+    ValueError: smooth_maximum: x and y must broadcast together; got shapes (2, 3) and
+    (2,)
+smooth_minimum(X, jnp.ones(2))
+    ValueError: smooth_minimum: x and y must broadcast together; got shapes (2, 3) and
+    (2,)
+smooth_clip(X, 2, 1.0)
+    ValueError: smooth_clip: lower must not exceed upper; got 2 and 1.0
+smooth_clip(X, 0.0, jnp.ones(2))
+    ValueError: smooth_clip: upper must broadcast to the shape of x, (2, 3); got (2,)
+smooth_max(X, temperature=jnp.ones(3))
+    ValueError: smooth_max: temperature must broadcast to the reduced result with the
+    reduced axes kept, shape (1, 1); got (3,)
+softargmax(X, 0, positions=jnp.ones(3))
+    ValueError: softargmax: positions of one dimension must have the length of axis 0 of
+    x, (2, 3); got (3,)
+softargmax(X, 0, positions=jnp.ones((3, 2)))
+    ValueError: softargmax: positions must broadcast to the shape of x, (2, 3); got (3,
+    2)
 circle_loss(X, 0.0)
     ValueError: circle_loss: positives and negatives must have a last axis; got shapes
     (2, 3) and ()
@@ -167,6 +191,19 @@ linear_cross_entropy(X, X, jnp.zeros(3, int))
     features (2,); got (3,)
 use_cpu_kernels(1).__enter__()
     TypeError: use_cpu_kernels: use must be a bool; got int
+straight_through(jnp.sign, 1.0)
+    TypeError: straight_through: soft must be a function; got float
+straight_through(None, jnp.sign)
+    TypeError: straight_through: hard must be a function; got NoneType
+straight_through(jnp.sign, jnp.sum)(X)
+    ValueError: straight_through: hard and soft must return the same shapes; got (2, 3)
+    and ()
+straight_through(jnp.argmax, jnp.sum)(X)
+    TypeError: straight_through: hard and soft must return the same dtypes; got int32
+    and float32
+straight_through(jnp.sign, lambda x: (x,))(X)
+    TypeError: straight_through: hard and soft must return the same tree; got
+    PyTreeDef(*) and PyTreeDef((*,))
 with_jvp(sorted)
     TypeError: with_jvp: f must be a jax.custom_vjp function; got
     builtin_function_or_method 'sorted'. Plain functions have both modes already.
