@@ -1352,7 +1352,7 @@ MUTANTS = [
         "return run_hard(*hard_arrays)",
         "return run_soft(*soft_arrays)",
         "test_straight_through.py",
-        "value_of_hard and without_jit",
+        "value_of_hard and eager",
     ),
     # Errors.
     Mutant(
