@@ -454,19 +454,6 @@ def pullback(
     ]
 
 
-def hessian(
-    f: Callable[..., Numbers], arguments: Sequence[Any], cotangent: Any
-) -> Numbers:
-    """The second derivatives of sum_o cotangent_o f_o in the first argument."""
-    arguments = [exact(a) for a in arguments]
-
-    def gradient(*moved: Numbers) -> Numbers:
-        j = _jacobian_in(f, moved, 0)
-        return np.tensordot(exact(cotangent), j, np.ndim(cotangent))
-
-    return _jacobian_in(gradient, arguments, 0)
-
-
 def curvature_along(
     f: Callable[..., Numbers],
     arguments: Sequence[Any],

@@ -19,8 +19,8 @@ from jax.sharding import AxisType, PartitionSpec
 import jaxsoft
 
 PACKAGE = pathlib.Path(jaxsoft.__file__).parent
-# These have the cases of their raises in the tests that bear their name.
-TESTED_BESIDE = ("_linear", "_sharding")
+# It has the cases of its raises in the test that bears its name.
+TESTED_BESIDE = "_sharding"
 
 X = jnp.zeros((2, 3))
 Y = jnp.zeros(2, jnp.int32)
@@ -183,6 +183,37 @@ circle_loss(X, 0.0)
 circle_loss(X, X[:1])
     ValueError: circle_loss: positives and negatives must have the same leading shape;
     got (2, 3) and (1, 3)
+linear_cross_entropy(X, X, Y, vocab_axis=-1)
+    ValueError: linear_cross_entropy: vocab_axis must be 0 or 1; got -1
+linear_cross_entropy(X, X, Y, vocab_axis=True)
+    ValueError: linear_cross_entropy: vocab_axis must be 0 or 1; got True
+linear_cross_entropy(jnp.zeros(()), X, Y)
+    ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
+    a matrix; got shapes () and (2, 3)
+linear_cross_entropy(X, X[0], Y)
+    ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
+    a matrix; got shapes (2, 3) and (3,)
+linear_cross_entropy(X, jnp.zeros((3, 5)), Y)
+    ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
+    (classes, features) with the same features and at least one class; got shapes (2, 3)
+    and (3, 5) with vocab_axis=0. Write vocab_axis=1
+linear_cross_entropy(X, jnp.zeros((5, 3)), Y, vocab_axis=1)
+    ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
+    (features, classes) with the same features and at least one class; got shapes (2, 3)
+    and (5, 3) with vocab_axis=1. Write vocab_axis=0
+linear_log_probs(X, jnp.zeros((0, 3)), Y)
+    ValueError: linear_log_probs: hidden must be (*batch, features) and vocab_weight
+    (classes, features) with the same features and at least one class; got shapes (2, 3)
+    and (0, 3) with vocab_axis=0
+linear_cross_entropy(X, X, Y, vocab_bias=jnp.zeros(3))
+    ValueError: linear_cross_entropy: vocab_bias must have one entry per class, shape
+    (2,); got (3,)
+linear_cross_entropy(X, X, Y, chunk_bytes=1e6)
+    TypeError: linear_cross_entropy: chunk_bytes must be an int; got 1000000.0
+linear_log_probs(X, X, Y, chunk_bytes=True)
+    TypeError: linear_log_probs: chunk_bytes must be an int; got True
+linear_log_probs(X, X, Y, chunk_bytes=0)
+    ValueError: linear_log_probs: chunk_bytes must be positive; got 0
 linear_cross_entropy(X, X, X[:, 0])
     TypeError: linear_cross_entropy: labels must be integers (class indices); got dtype
     float32

@@ -52,18 +52,12 @@ SAME: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
         lambda x, y, where: jaxsoft.cross_entropy(x, y, where=where),
         lambda x, y, where: optax_indices(x, y, where=where),
     ),
-    "indices, mean": (
-        "x y",
-        lambda x, y: jaxsoft.cross_entropy(x, y, reduction="mean"),
-        lambda x, y: jnp.mean(optax_indices(x, y)),
-    ),
     "indices, smoothing": (
         "x y",
         lambda x, y: jaxsoft.cross_entropy(x, y, label_smoothing=0.2),
         lambda x, y: optax_probabilities(x, optax.smooth_labels(one_hot(y), 0.2)),
     ),
     "probabilities": ("x q", jaxsoft.cross_entropy, optax_probabilities),
-    "safe": ("x q", jaxsoft.cross_entropy, optax.safe_softmax_cross_entropy),
     "binary": ("x q", jaxsoft.binary_cross_entropy, optax_binary),
     "binary, smoothing": (
         "x q",
@@ -74,20 +68,6 @@ SAME: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
         "x x2",
         jaxsoft.kl_divergence,
         lambda x, x2: optax.kl_divergence(jax.nn.log_softmax(x2), jax.nn.softmax(x)),
-    ),
-    "generalized kl_divergence": (
-        "x x2",
-        lambda x, x2: jaxsoft.kl_divergence(x, x2, axis=0),
-        lambda x, x2: optax.losses.generalized_kl_divergence(
-            jax.nn.log_softmax(x2, axis=0), jax.nn.softmax(x, axis=0), axis=0
-        ),
-    ),
-    "Fenchel-Young loss of logsumexp": (
-        "x y",
-        jaxsoft.cross_entropy,
-        lambda x, y: optax.losses.make_fenchel_young_loss(jaxsoft.logsumexp)(
-            x, one_hot(y)
-        ),
     ),
 }
 

@@ -1,4 +1,6 @@
-"""Every option of the losses with every other, in value and in all gradients.
+"""The options of two losses with one another, in value and in all gradients.
+
+Those of the other losses, which are few: test_laws.py and test_binary.py.
 
 The reference is float64 NumPy written from the definitions. Its derivatives are complex
 steps: f(a + ih) = f(a) + ih f'(a) for h = 1e-30, with all digits of float64.
@@ -38,7 +40,7 @@ def reduced(loss: np.ndarray, weight: np.ndarray, reduction: str) -> np.ndarray:
 
 def classes_last(x: Any, axis: Any, ndim: int) -> np.ndarray:
     """Of shape (..., classes), the classes flattened in the order of axis."""
-    axes = range(ndim) if axis is None else [a % ndim for a in np.atleast_1d(axis)]
+    axes = [a % ndim for a in (range(ndim) if axis is None else np.ravel(axis))]
     rows = [i for i in range(ndim) if i not in axes]
     moved = np.transpose(x, (*rows, *axes))
     return moved.reshape([*moved.shape[: len(rows)], -1])
@@ -46,13 +48,8 @@ def classes_last(x: Any, axis: Any, ndim: int) -> np.ndarray:
 
 def per_row(v: Any, axis: Any, shape: tuple[int, ...]) -> np.ndarray:
     """One number for every row of an array that broadcasts to the reduced logits."""
-    axes = (
-        range(len(shape))
-        if axis is None
-        else [a % len(shape) for a in np.atleast_1d(axis)]
-    )
-    kept = [1 if i in axes else n for i, n in enumerate(shape)]
-    return np.squeeze(np.broadcast_to(v, kept), tuple(axes))
+    kept = np.sum(np.zeros(shape), axis=axis, keepdims=True).shape
+    return classes_last(np.broadcast_to(v, kept), axis, len(shape))[..., 0]
 
 
 def cross_entropy(
@@ -114,55 +111,6 @@ def kl_divergence(
     p = np.where(included, np.exp(log_p), 0)
     v = np.broadcast_to(sample_weight, included.shape[:-1])
     return reduced(v * np.sum(p * (log_p - log_q), axis=-1), v, reduction)
-
-
-def binary_cross_entropy(
-    logits,
-    labels,
-    *,
-    pos_weight=1.0,
-    sample_weight=1.0,
-    label_smoothing=0.0,
-    reduction="none",
-):
-    y = (1 - label_smoothing) * labels + label_smoothing / 2
-    yes, no = np.log(1 + np.exp(-logits)), np.log(1 + np.exp(logits))
-    v = np.broadcast_to(sample_weight, logits.shape)
-    return reduced(v * (pos_weight * y * yes + (1 - y) * no), v, reduction)
-
-
-def multilabel_cross_entropy(logits, labels, *, axis=-1, where=True, reduction="none"):
-    s = classes_last(logits, axis, logits.ndim)
-    yes = classes_last(labels, axis, logits.ndim) > 0.5
-    counts = classes_last(np.broadcast_to(where, logits.shape), axis, logits.ndim)
-    no_sum = np.sum(np.where(counts & ~yes, np.exp(s), 0), axis=-1)
-    yes_sum = np.sum(np.where(counts & yes, np.exp(-s), 0), axis=-1)
-    loss = np.log(1 + no_sum) + np.log(1 + yes_sum)
-    return reduced(loss, np.ones(loss.shape), reduction)
-
-
-def circle_loss(
-    positives,
-    negatives,
-    *,
-    margin=0.25,
-    scale=256.0,
-    where_positive=True,
-    where_negative=True,
-    detach_weights=True,
-    reduction="none",
-):
-    a_p, a_n = 1 + margin - positives, negatives + margin
-    a_p, a_n = (np.where(np.real(a) > 0, a, 0) for a in (a_p, a_n))
-    if detach_weights:
-        a_p, a_n = np.real(a_p), np.real(a_n)
-    e_p = np.exp(-scale * a_p * (positives - 1 + margin))
-    e_n = np.exp(scale * a_n * (negatives - margin))
-    product = np.sum(np.where(where_positive, e_p, 0), axis=-1) * np.sum(
-        np.where(where_negative, e_n, 0), axis=-1
-    )
-    loss = np.log(1 + product)
-    return reduced(loss, np.ones(loss.shape), reduction)
 
 
 def complex_steps(
@@ -303,64 +251,11 @@ def kl_divergence_call(rng: np.random.Generator, layout: Layout) -> Call:
     return draw.call("kl_divergence")
 
 
-def binary_cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
-    draw = Draw(rng)
-    shape, _ = layout
-    draw.move("logits", 2 * rng.normal(size=shape))
-    if draw.chance():
-        draw.move("labels", rng.random(shape))
-    else:
-        yes = rng.random(shape) < 0.5
-        draw.staying["labels"] = draw.one_of(yes, yes.astype(np.int8))
-    shapes = ((), shape[-1:], (shape[0], *[1] * len(shape[1:])), shape)
-    draw.uniform("pos_weight", 0.5, 2, *shapes)
-    draw.uniform("sample_weight", 0.5, 2, *shapes)
-    draw.scalar("label_smoothing", 0.05, 0.4)
-    draw.reduction()
-    return draw.call("binary_cross_entropy")
-
-
-def multilabel_cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
-    draw = Draw(rng)
-    shape, axis = layout
-    draw.staying["axis"] = axis
-    draw.move("logits", 2 * rng.normal(size=shape))
-    yes = rng.random(shape) < 0.4
-    draw.staying["labels"] = draw.one_of(yes, yes.astype(np.int32))
-    draw.where(np.zeros(shape, bool))
-    draw.reduction()
-    return draw.call("multilabel_cross_entropy")
-
-
-def circle_loss_call(rng: np.random.Generator, layout: Layout) -> Call:
-    draw = Draw(rng)
-    shape, _ = layout
-    draw.move("positives", rng.uniform(-0.9, 0.9, shape))
-    draw.move("negatives", rng.uniform(-0.9, 0.9, shape))
-    draw.scalar("margin", 0.1, 0.4)
-    draw.scalar("scale", 2, 8)
-    if "scale" not in draw.moving:
-        # At the default 256 the product of the reference overflows.
-        draw.staying.setdefault("scale", 4.0)
-    for name in ("where_positive", "where_negative"):
-        if draw.chance():
-            draw.staying[name] = (np.arange(shape[-1]) == 0) | (rng.random(shape) < 0.7)
-    if draw.chance():
-        draw.staying["detach_weights"] = draw.chance()
-    draw.reduction()
-    return draw.call("circle_loss")
-
-
-CALLS: dict[str, Callable[[np.random.Generator, Layout], Call]] = {
-    "cross_entropy": cross_entropy_call,
-    "kl_divergence": kl_divergence_call,
-    "binary_cross_entropy": binary_cross_entropy_call,
-    "multilabel_cross_entropy": multilabel_cross_entropy_call,
-    "circle_loss": circle_loss_call,
-}
-POSITIONAL = {
-    "kl_divergence": ("target_logits", "logits"),
-    "circle_loss": ("positives", "negatives"),
+Drawer = Callable[[np.random.Generator, Layout], Call]
+# How a call is drawn, its positional arguments, and what it means.
+LOSSES: dict[str, tuple[Drawer, tuple[str, str], Callable[..., np.ndarray]]] = {
+    "cross_entropy": (cross_entropy_call, ("logits", "labels"), cross_entropy),
+    "kl_divergence": (kl_divergence_call, ("target_logits", "logits"), kl_divergence),
 }
 
 
@@ -369,8 +264,7 @@ def value_and_gradients(
 ) -> tuple[Any, dict[str, Any]]:
     def loss(moving):
         named = {**jax.tree.map(jnp.asarray, arrays), **rest, **moving}
-        positional = POSITIONAL.get(call.function, ("logits", "labels"))
-        first, second = (named.pop(name) for name in positional)
+        first, second = (named.pop(name) for name in LOSSES[call.function][1])
         return getattr(jaxsoft, call.function)(first, second, **named)
 
     arrays = {n: v for n, v in call.staying.items() if isinstance(v, np.ndarray)}
@@ -387,7 +281,7 @@ def check_call(call: Call, dtype: Any, run: Callable[..., Any]) -> None:
     """Value and all gradients, to some roundings of the largest number in each."""
 
     def meaning(**moving: Any) -> np.ndarray:
-        return REFERENCES[call.function](**call.staying, **moving)
+        return LOSSES[call.function][2](**call.staying, **moving)
 
     expected = np.asarray(meaning(**call.moving))
     normal = np.random.default_rng(0).normal(size=expected.shape)
@@ -407,17 +301,8 @@ def check_call(call: Call, dtype: Any, run: Callable[..., Any]) -> None:
         assert roundings <= REFERENCE_ROUNDINGS, f"{name}: {roundings} in {call}"
 
 
-REFERENCES = {
-    "cross_entropy": cross_entropy,
-    "kl_divergence": kl_divergence,
-    "binary_cross_entropy": binary_cross_entropy,
-    "multilabel_cross_entropy": multilabel_cross_entropy,
-    "circle_loss": circle_loss,
-}
-
-
 def draw_call(function: str, seed: int, layout: Layout = ROWS_AND_CLASSES) -> Call:
-    return CALLS[function](np.random.default_rng([seed, 2511]), layout)
+    return LOSSES[function][0](np.random.default_rng([seed, 2511]), layout)
 
 
 def options_of(call: Call) -> tuple[Any, ...]:
@@ -435,9 +320,6 @@ THOROUGH = hypothesis.settings.get_current_profile_name() == "thorough"
 SWEEPS = {
     "cross_entropy": (14, 2000 if THOROUGH else 320),
     "kl_divergence": (6, 24),
-    "binary_cross_entropy": (10, 32),
-    "multilabel_cross_entropy": (6, 12),
-    "circle_loss": (6, 24),
 }
 
 

@@ -165,26 +165,6 @@ def test_axes_mask_and_keepdims(name, rng):
     assert np.all(np.where(mask, 0, result["slopes"][1][1]) == 0)
 
 
-@every_function
-def test_nothing_included(name):
-    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
-    mask = jnp.array([[True, True], [False, False]])
-    wanted = {"smooth_min": np.inf, "softargmax": 0.0}.get(name, -np.inf)
-    f = getattr(jaxsoft, name)
-
-    @jax.jit
-    def of_second_row(x, t):
-        out, pull = jax.vjp(lambda x, t: f(x, 1, mask, temperature=t), x, t)
-        return out, *pull(jnp.array([0.0, 1.0])), f(jnp.zeros((0,)))
-
-    for t in (0.0, 0.5):
-        out, in_x, in_t, of_nothing = of_second_row(x, t)
-        assert out[1] == of_nothing == wanted
-        assert jnp.isfinite(out[0])
-        np.testing.assert_array_equal(in_x, 0)
-        assert in_t == 0
-
-
 @pytest.mark.parametrize("name", MAXIMA)
 def test_temperature_zero_is_the_hard_function(name):
     x = np.float32(ROWS)
