@@ -225,7 +225,7 @@ MUTANTS = [
         "dz = multiply(g, s + (1 - e)) - multiply(others, e)",
         "dz = multiply(g, (1 + s) - e) - multiply(others, e)",
         "test_precision.py",
-        "distributions",
+        "digits",
         kernels=False,
     ),
     Mutant(
@@ -470,7 +470,7 @@ MUTANTS = [
         "log_p = exact_at_maximum(row.d, s) - jnp.log1p(s)",
         "log_p = exact_at_maximum(row.d, s) - jnp.log(1 + s)",
         "test_precision.py",
-        "distributions",
+        "digits",
         kernels=False,
     ),
     Mutant(
@@ -506,7 +506,7 @@ MUTANTS = [
         "is_sure = is_maximum(d, tail) & (tail < 0.5)\n        value",
         "is_sure = is_maximum(d, tail) & (tail < 0)\n        value",
         "test_precision.py",
-        "distributions",
+        "digits",
         kernels=False,
     ),
     Mutant(

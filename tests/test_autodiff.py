@@ -96,24 +96,6 @@ def test_vmap():
         close(given, expected)
 
 
-def test_scan():
-    def total(f, x, y):
-        def step(carry, scale):
-            carry = f(carry * scale, y)
-            return carry, jnp.sum(carry)
-
-        carry, sums = jax.lax.scan(step, x, jnp.array([0.5, 1.5, 0.8]))
-        return jnp.sum(carry) + jnp.sum(sums)
-
-    for derivative in (jax.jacrev, jax.jacfwd, jax.hessian):
-        given, expected = (
-            quickly(derivative(functools.partial(total, f), (0, 1)))(X, Y)
-            for f in (product, reference)
-        )
-        # Three steps multiply the few roundings of each.
-        close(given, expected, rtol=1e-4)
-
-
 class Pair(NamedTuple):
     left: jax.Array
     right: jax.Array
@@ -185,7 +167,7 @@ def test_trees_integers_and_booleans():
     close(_floats_of(tangent), expected)
 
 
-def test_integers_under_vmap_and_scan():
+def test_integers_under_vmap():
     options = {
         "mask": jnp.array([[True, False], [False, True]]),
         "exponent": jnp.array([3, 2]),
@@ -197,8 +179,6 @@ def test_integers_under_vmap_and_scan():
     given = quickly(jax.vmap(functools.partial(slope, on_trees)))(options)
     expected = jax.vmap(functools.partial(slope, _on_trees))(options)
     close(given, expected)
-    _, scanned = jax.lax.scan(lambda c, o: (c, slope(on_trees, o)), 0, options)
-    close(scanned, expected)
 
 
 def test_only_integer_results_have_no_derivative():

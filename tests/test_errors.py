@@ -38,8 +38,6 @@ softmax("logits")
     TypeError: softmax: x must be an array of numbers; got str
 logsumexp([[1.0], [1.0, 2.0]])
     TypeError: logsumexp: a must be an array of numbers; got list
-entropy(jax.random.key(0))
-    TypeError: entropy: logits must be an array of numbers; got PRNGKeyArray
 log_softmax(X > 0)
     TypeError: log_softmax: x must be numbers; got a boolean array
 cross_entropy(COMPLEX, Y)
@@ -48,18 +46,12 @@ softmax(X, temperature=1j)
     TypeError: softmax: temperature must be real; got dtype complex64
 softmax(X, axis=1.0)
     TypeError: softmax: axis must be an int, a tuple of ints or None; got 1.0
-logmeanexp(X, axis=(0, True))
-    TypeError: logmeanexp: axis must be an int, a tuple of ints or None; got (0, True)
 entropy(X, axis=(0, 2))
     ValueError: entropy: axis must lie in [-2, 2) for 2 dimensions; got (0, 2)
-softmax(1.0)
-    ValueError: softmax: axis must lie in [0, 0) for 0 dimensions; got -1
 log_softmax(X, axis=(1, -1))
     ValueError: log_softmax: axis must not repeat a dimension; got (1, -1)
 logsumexp(X, keepdims=1)
     TypeError: logsumexp: keepdims must be True or False; got 1
-logsumexp(X, return_sign=None)
-    TypeError: logsumexp: return_sign must be True or False; got None
 softmax(X, where=jnp.ones(3))
     TypeError: softmax: where must be boolean; got dtype float32. For numbers 0 and 1
     write where != 0
@@ -75,9 +67,6 @@ cross_entropy(X, Y, where=jnp.ones((4, 2, 3), bool))
 softmax(X, temperature=jnp.ones(3))
     ValueError: softmax: temperature must broadcast to the reduced result with the
     reduced axes kept, shape (2, 1); got (3,)
-logsumexp(X, temperature=jnp.ones((2, 1)))
-    ValueError: logsumexp: temperature must broadcast to the reduced result with the
-    reduced axes kept, shape (1, 1); got (2, 1)
 logsumexp(COMPLEX, temperature=2.0)
     TypeError: logsumexp: temperature needs real input; got complex64 with temperature
     2.0
@@ -114,26 +103,15 @@ cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros((2, 4), int))
 cross_entropy(Y, X)
     ValueError: cross_entropy: floating labels are probabilities and must have the
     logits' shape (2,); got (2, 3). The order is cross_entropy(logits, labels)
-cross_entropy(X, jnp.zeros((1, 3)))
-    ValueError: cross_entropy: floating labels are probabilities and must have the
-    logits' shape (2, 3); got (1, 3)
 cross_entropy(X, jnp.zeros(2))
     ValueError: cross_entropy: floating labels are probabilities and must have the
     logits' shape (2, 3); got (2,). For class indices use an integer dtype
 cross_entropy(X, Y, ignore_index=-1.0)
     TypeError: cross_entropy: ignore_index must be an int or None; got -1.0
-cross_entropy(X, Y, ignore_index=False)
-    TypeError: cross_entropy: ignore_index must be an int or None; got False
 cross_entropy(X, Y, z_loss=jnp.ones(2))
     ValueError: cross_entropy: z_loss must be a scalar; got (2,)
 cross_entropy(X, Y, softcap=0)
     ValueError: cross_entropy: softcap must be positive; got 0
-cross_entropy(X, Y, softcap=np.nan)
-    ValueError: cross_entropy: softcap must be positive; got nan
-cross_entropy(X, Y, softcap=np.float32(-1))
-    ValueError: cross_entropy: softcap must be positive; got -1.0
-cross_entropy(X, Y, label_smoothing=np.array(-0.5))
-    ValueError: cross_entropy: label_smoothing must lie in [0, 1]; got -0.5
 cross_entropy(X, Y, temperature=jnp.ones(2))
     ValueError: cross_entropy: temperature must broadcast to the reduced result with the
     reduced axes kept, shape (2, 1); got (2,). Write jnp.expand_dims(temperature, (1,))
@@ -161,16 +139,10 @@ smooth_sign(X > 0)
 smooth_maximum(X, jnp.ones(2))
     ValueError: smooth_maximum: x and y must broadcast together; got shapes (2, 3) and
     (2,)
-smooth_minimum(X, jnp.ones(2))
-    ValueError: smooth_minimum: x and y must broadcast together; got shapes (2, 3) and
-    (2,)
 smooth_clip(X, 2, 1.0)
     ValueError: smooth_clip: lower must not exceed upper; got 2 and 1.0
 smooth_clip(X, 0.0, jnp.ones(2))
     ValueError: smooth_clip: upper must broadcast to the shape of x, (2, 3); got (2,)
-smooth_max(X, temperature=jnp.ones(3))
-    ValueError: smooth_max: temperature must broadcast to the reduced result with the
-    reduced axes kept, shape (1, 1); got (3,)
 softargmax(X, 0, positions=jnp.ones(3))
     ValueError: softargmax: positions of one dimension must have the length of axis 0 of
     x, (2, 3); got (3,)
@@ -185,11 +157,6 @@ circle_loss(X, X[:1])
     got (2, 3) and (1, 3)
 linear_cross_entropy(X, X, Y, vocab_axis=-1)
     ValueError: linear_cross_entropy: vocab_axis must be 0 or 1; got -1
-linear_cross_entropy(X, X, Y, vocab_axis=True)
-    ValueError: linear_cross_entropy: vocab_axis must be 0 or 1; got True
-linear_cross_entropy(jnp.zeros(()), X, Y)
-    ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
-    a matrix; got shapes () and (2, 3)
 linear_cross_entropy(X, X[0], Y)
     ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
     a matrix; got shapes (2, 3) and (3,)
@@ -210,8 +177,6 @@ linear_cross_entropy(X, X, Y, vocab_bias=jnp.zeros(3))
     (2,); got (3,)
 linear_cross_entropy(X, X, Y, chunk_bytes=1e6)
     TypeError: linear_cross_entropy: chunk_bytes must be an int; got 1000000.0
-linear_log_probs(X, X, Y, chunk_bytes=True)
-    TypeError: linear_log_probs: chunk_bytes must be an int; got True
 linear_log_probs(X, X, Y, chunk_bytes=0)
     ValueError: linear_log_probs: chunk_bytes must be positive; got 0
 linear_cross_entropy(X, X, X[:, 0])
@@ -241,12 +206,12 @@ with_jvp(sorted)
 shard_vocab(softmax, MESH, "x")
     ValueError: shard_vocab: axis must name different axes of the mesh, ('t', 'v'); got
     'x'
-shard_vocab(softmax, MESH, ())
+shard_vocab(softmax, MESH, {})
     ValueError: shard_vocab: axis must name different axes of the mesh, ('t', 'v'); got
-    ()
-shard_vocab(softmax, MESH, ("v", "v"))
-    ValueError: shard_vocab: axis must name different axes of the mesh, ('t', 'v'); got
-    ('v', 'v')
+    {}
+shard_vocab(softmax, MESH, "v", tokens={})
+    ValueError: shard_vocab: tokens must name different axes of the mesh, ('t', 'v');
+    got {}
 shard_vocab(softmax, MESH, "v", tokens=("t", "x"))
     ValueError: shard_vocab: tokens must name different axes of the mesh, ('t', 'v');
     got ('t', 'x')
@@ -270,9 +235,6 @@ shard_vocab(len, MESH, "v")
     got <built-in function len>
 shard_vocab(softmax, jax.devices(), "v")
     TypeError: shard_vocab: mesh must be a jax.sharding.Mesh; got list
-jax.jit(partial(softmax, axis_name=("a", "b")))(X)
-    ValueError: softmax: axis_name must name mesh axes of an enclosing jax.shard_map;
-    got ('a', 'b')
 cross_entropy(X, Y, weight=jnp.ones(3))
     TypeError: cross_entropy: there is no argument 'weight'; here it is class_weight or
     sample_weight

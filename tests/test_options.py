@@ -1,4 +1,4 @@
-"""The options of two losses with one another, in value and in all gradients.
+"""Every option of cross_entropy with every other, in value and in all gradients.
 
 Those of the other losses, which are few: test_laws.py and test_binary.py.
 
@@ -91,28 +91,6 @@ def cross_entropy(
     return reduced(np.where(counted, v * loss, 0), weight_in_mean, reduction)
 
 
-def kl_divergence(
-    target_logits,
-    logits,
-    *,
-    axis=-1,
-    where=True,
-    temperature=1.0,
-    sample_weight=1.0,
-    reduction="none",
-):
-    shape = logits.shape
-    included = classes_last(np.broadcast_to(where, shape), axis, len(shape))
-    t = per_row(temperature, axis, shape)[..., None]
-    log_p, log_q = (
-        log_softmax(classes_last(x, axis, len(shape)) / t, included)[0]
-        for x in (target_logits, logits)
-    )
-    p = np.where(included, np.exp(log_p), 0)
-    v = np.broadcast_to(sample_weight, included.shape[:-1])
-    return reduced(v * np.sum(p * (log_p - log_q), axis=-1), v, reduction)
-
-
 def complex_steps(
     f: Callable[..., np.ndarray], moving: dict[str, np.ndarray], cotangent: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -136,13 +114,12 @@ def complex_steps(
 class Call:
     """Arrays of floats move, and have gradients; the rest stays."""
 
-    function: str
     moving: dict[str, np.ndarray]
     staying: dict[str, Any]
 
     def __repr__(self) -> str:
         moving = {name: v.shape for name, v in self.moving.items()}
-        return f"{self.function}({moving}, {self.staying})"
+        return f"cross_entropy({moving}, {self.staying})"
 
 
 class Draw:
@@ -152,9 +129,6 @@ class Draw:
         self.rng = rng
         self.moving: dict[str, np.ndarray] = {}
         self.staying: dict[str, Any] = {}
-
-    def call(self, function: str) -> Call:
-        return Call(function, self.moving, self.staying)
 
     def chance(self, probability: float = 0.5) -> bool:
         return bool(self.rng.random() < probability)
@@ -202,7 +176,8 @@ ROWS_AND_CLASSES: Layout = ((4, 5), -1)
 OTHER_LAYOUTS: list[Layout] = [((5, 4), 0), ((2, 3, 2), (2, 0)), ((2, 3), None)]
 
 
-def cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
+def draw_call(seed: int, layout: Layout = ROWS_AND_CLASSES) -> Call:
+    rng = np.random.default_rng([seed, 2511])
     draw = Draw(rng)
     shape, axis = layout
     draw.staying["axis"] = axis
@@ -233,39 +208,16 @@ def cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
     draw.scalar("softcap", 3, 6)
     draw.scalar("z_loss", 0.01, 0.1)
     draw.reduction()
-    return draw.call("cross_entropy")
-
-
-def kl_divergence_call(rng: np.random.Generator, layout: Layout) -> Call:
-    draw = Draw(rng)
-    shape, axis = layout
-    draw.staying["axis"] = axis
-    draw.move("target_logits", 2 * rng.normal(size=shape))
-    draw.move("logits", 2 * rng.normal(size=shape))
-    places = np.arange(np.prod(shape)).reshape(shape)
-    first = classes_last(places, axis, len(shape))[..., :1]
-    draw.where(np.isin(places, first))
-    draw.temperature(np.sum(places, axis=axis, keepdims=True).shape)
-    draw.uniform("sample_weight", 0.5, 2, first.shape[:-1], ())
-    draw.reduction()
-    return draw.call("kl_divergence")
-
-
-Drawer = Callable[[np.random.Generator, Layout], Call]
-# How a call is drawn, its positional arguments, and what it means.
-LOSSES: dict[str, tuple[Drawer, tuple[str, str], Callable[..., np.ndarray]]] = {
-    "cross_entropy": (cross_entropy_call, ("logits", "labels"), cross_entropy),
-    "kl_divergence": (kl_divergence_call, ("target_logits", "logits"), kl_divergence),
-}
+    return Call(draw.moving, draw.staying)
 
 
 def value_and_gradients(
     call: Call, moving: dict[str, Any], cotangent: Any
 ) -> tuple[Any, dict[str, Any]]:
     def loss(moving):
-        named = {**jax.tree.map(jnp.asarray, arrays), **rest, **moving}
-        first, second = (named.pop(name) for name in LOSSES[call.function][1])
-        return getattr(jaxsoft, call.function)(first, second, **named)
+        return jaxsoft.cross_entropy(
+            **jax.tree.map(jnp.asarray, arrays), **rest, **moving
+        )
 
     arrays = {n: v for n, v in call.staying.items() if isinstance(v, np.ndarray)}
     rest = {n: v for n, v in call.staying.items() if n not in arrays}
@@ -281,7 +233,7 @@ def check_call(call: Call, dtype: Any, run: Callable[..., Any]) -> None:
     """Value and all gradients, to some roundings of the largest number in each."""
 
     def meaning(**moving: Any) -> np.ndarray:
-        return LOSSES[call.function][2](**call.staying, **moving)
+        return cross_entropy(**call.staying, **moving)
 
     expected = np.asarray(meaning(**call.moving))
     normal = np.random.default_rng(0).normal(size=expected.shape)
@@ -301,10 +253,6 @@ def check_call(call: Call, dtype: Any, run: Callable[..., Any]) -> None:
         assert roundings <= REFERENCE_ROUNDINGS, f"{name}: {roundings} in {call}"
 
 
-def draw_call(function: str, seed: int, layout: Layout = ROWS_AND_CLASSES) -> Call:
-    return LOSSES[function][0](np.random.default_rng([seed, 2511]), layout)
-
-
 def options_of(call: Call) -> tuple[Any, ...]:
     """What sets one combination apart from another."""
     kinds = {
@@ -316,46 +264,31 @@ def options_of(call: Call) -> tuple[Any, ...]:
 
 
 THOROUGH = hypothesis.settings.get_current_profile_name() == "thorough"
-# Calls of a sweep, and of the long one, which has them too.
-SWEEPS = {
-    "cross_entropy": (14, 2000 if THOROUGH else 320),
-    "kl_divergence": (6, 24),
-}
+# A sweep, and the long one, which has its calls too.
+SWEEPS = [14, pytest.param(2000 if THOROUGH else 320, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize(
-    ("function", "calls"),
-    [
-        pytest.param(name, calls[slow], marks=pytest.mark.slow if slow else ())
-        for name, calls in SWEEPS.items()
-        for slow in (0, 1)
-    ],
-)
+@pytest.mark.parametrize("calls", SWEEPS)
 @pytest.mark.usefixtures("x64")
-def test_random_options_against_the_definition(function, calls, record_property):
+def test_random_options_against_the_definition(calls, record_property):
     """Operation by operation: to compile as many programs takes minutes.
 
     `HYPOTHESIS_PROFILE=thorough` has more.
     """
     seen = set()
     for seed in range(calls):
-        call = draw_call(function, seed)
+        call = draw_call(seed)
         seen.add(options_of(call))
         with jax.disable_jit():
             check_call(call, jnp.float64, value_and_gradients)
-    assert len(seen) > 15 / 16 * calls or function != "cross_entropy"
+    assert len(seen) > 15 / 16 * calls
     record_property("calls", f"{calls}, {len(seen)} combinations")
 
 
 @pytest.mark.parametrize(
-    ("function", "seeds"),
-    [
-        pytest.param(name, seeds, marks=() if len(seeds) == 1 else pytest.mark.slow)
-        for name in SWEEPS
-        for seeds in ([2], range(20 if name == "cross_entropy" else 4))
-    ],
+    "seeds", [[2], pytest.param(range(20), marks=pytest.mark.slow)]
 )
-def test_random_options_compiled_in_float32(function, seeds):
+def test_random_options_compiled_in_float32(seeds):
     """In all layouts, with all float options traced."""
 
     def compiled(call, moving, cotangent):
@@ -364,5 +297,5 @@ def test_random_options_compiled_in_float32(function, seeds):
 
     layouts = [ROWS_AND_CLASSES, *OTHER_LAYOUTS]
     for seed in seeds:
-        call = draw_call(function, 1000 + seed, layouts[seed % len(layouts)])
+        call = draw_call(1000 + seed, layouts[seed % len(layouts)])
         check_call(call, jnp.float32, compiled)

@@ -199,6 +199,9 @@ def of_all_nestings(law: Law):
 IN_FULL = ("logsumexp", "softmax", "log_softmax", "entropy", "softplus")
 IN_FULL += ("cross_entropy_probabilities", "straight_through")
 OTHERS = [law for law in LAWS if law.name not in IN_FULL]
+# Rules of which the laws beside them have the parts: logits, probabilities, means.
+PARTS = ("linear_cross_entropy_options", "linear_cross_entropy_mean")
+PARTS += ("cross_entropy_probabilities_options", "smooth_step", "smooth_minimum")
 
 
 @each(PLAINEST.values(), slow=OTHERS)
@@ -213,7 +216,7 @@ def of_some(law: Law):
     )
 
 
-@each(OTHERS)
+@each(OTHERS, slow=[law for law in OTHERS if law.name in PARTS])
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_the_other_laws_under_jit_and_vmap(law: Law, form):
     check_derivatives(law, of_some, form)
