@@ -164,7 +164,7 @@ MUTANTS = [
         "return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)",
         "return dtype",
         "test_precision.py",
-        "half_precision and -logsumexp-float16",
+        "half_precision and float16",
     ),
     Mutant(
         "a negative temperature is still the maximum",

@@ -153,22 +153,6 @@ class Draw:
             else:
                 self.move(name, value)
 
-    def temperature(self, rows: tuple[int, ...]) -> None:
-        """Above 0 and below, one for all or one per row."""
-        if self.chance():
-            t = self.rng.uniform(0.5, 2, self.one_of((), rows))
-            self.move("temperature", t * self.rng.choice([-1, 1, 1], t.shape))
-
-    def where(self, kept: np.ndarray) -> None:
-        """A mask for all rows, or of its own for each, with what must be kept."""
-        if self.chance():
-            mask = kept | (self.rng.random(kept.shape) < 0.7)
-            shared = kept.ndim == 2 and self.chance(0.2)
-            self.staying["where"] = np.any(mask, axis=0) if shared else mask
-
-    def reduction(self) -> None:
-        self.staying["reduction"] = self.one_of("none", "sum", "mean")
-
 
 Layout = tuple[tuple[int, ...], Any]
 ROWS_AND_CLASSES: Layout = ((4, 5), -1)
@@ -187,7 +171,10 @@ def draw_call(seed: int, layout: Layout = ROWS_AND_CLASSES) -> Call:
     rows, classes = by_row.shape[:-1], by_row.shape[-1]
     labels = np.asarray(rng.integers(0, classes, rows))
     of_labels = np.take_along_axis(by_row, labels[..., None], axis=-1)
-    draw.where(np.isin(places, of_labels))
+    if draw.chance():  # a mask for all rows, or of its own for each, with every label
+        mask = np.isin(places, of_labels) | (rng.random(shape) < 0.7)
+        shared = len(shape) == 2 and draw.chance(0.2)
+        draw.staying["where"] = np.any(mask, axis=0) if shared else mask
     if draw.chance(0.6):
         ignore_index = draw.one_of(-100, -100, int(labels.flat[-1]), None)
         if ignore_index == -100:
@@ -204,10 +191,13 @@ def draw_call(seed: int, layout: Layout = ROWS_AND_CLASSES) -> Call:
         draw.moving["class_weight"][(labels.flat[0] + 1) % classes] = 0
     draw.uniform("sample_weight", 0.5, 2, rows, ())
     draw.scalar("label_smoothing", 0.05, 0.4)
-    draw.temperature(np.sum(places, axis=axis, keepdims=True).shape)
+    if draw.chance():  # above 0 and below, one for all or one per row
+        kept = np.sum(places, axis=axis, keepdims=True).shape
+        t = rng.uniform(0.5, 2, draw.one_of((), kept))
+        draw.move("temperature", t * rng.choice([-1, 1, 1], t.shape))
     draw.scalar("softcap", 3, 6)
     draw.scalar("z_loss", 0.01, 0.1)
-    draw.reduction()
+    draw.staying["reduction"] = draw.one_of("none", "sum", "mean")
     return Call(draw.moving, draw.staying)
 
 

@@ -15,6 +15,7 @@ from laws import (
     as_users_have_it,
     each,
     extremes,
+    fullest,
     problem,
     program,
     value_and_pullback,
@@ -103,10 +104,13 @@ def test_shift_invariance(rng):
 
 
 # The products of a linear head round their factors: test_linear.py.
+DENSE = [law for law in LAWS if law.kinds[0] != "hidden"]
+
+
 @pytest.mark.parametrize(
     "dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
 )
-@each(law for law in LAWS if law.kinds[0] != "hidden")
+@each(DENSE, slow=[law for law in DENSE if law not in fullest(DENSE).values()])
 def test_half_precision_is_float32_rounded_once(law: Law, dtype: str, form):
     """Value and gradient are those of the same numbers in float32, rounded once.
 

@@ -113,7 +113,9 @@ STEEP = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_derivatives_saturate_in_half_precision(dtype):
     """At a tie they are as large as 1/(4 temperature), which float16 does not hold."""
 
