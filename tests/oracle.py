@@ -454,6 +454,17 @@ def pullback(
     ]
 
 
+def gradients_of_rows(f: Callable[..., Numbers], x: Any) -> Numbers:
+    """d f_i / d x_i for all rows i, for an f whose rows are each of one row of x."""
+    x = exact(x)
+    columns = []
+    for column in range(x.shape[1]):
+        direction = np.full(x.shape, MP.zero, object)
+        direction[:, column] = MP.one
+        columns.append(_derivative_along(f, [x], {0: direction}))
+    return np.stack(columns, axis=1)
+
+
 def curvature_along(
     f: Callable[..., Numbers],
     arguments: Sequence[Any],

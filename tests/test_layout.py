@@ -83,10 +83,19 @@ def test_nothing_but_public_jax_is_imported(module):
 
 
 def test_importing_needs_jax_alone():
-    heavy = {"optax", "chex", "flax", "matplotlib", "sklearn", "mpmath"}
-    program = f"import sys, jaxsoft; print(sorted({heavy} & set(sys.modules)))"
-    command = [sys.executable, "-c", program]
-    assert subprocess.check_output(command, cwd=PACKAGE.parent).strip() == b"[]"
+    program = (
+        "import sys, jaxsoft; "
+        "heavy = {'optax', 'chex', 'flax', 'matplotlib', 'sklearn', 'mpmath'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_all_is_the_public_names():
@@ -112,11 +121,14 @@ WITHOUT = {
     "cpu_kernels": {"Edge cases", "Gradient"},
     "use_cpu_kernels": {"Edge cases", "Gradient"},
 }
-# A named tuple is a result.
-FUNCTIONS = [n for n in jaxsoft.__all__ if not hasattr(getattr(jaxsoft, n), "_fields")]
+PUBLIC_FUNCTIONS = [
+    name
+    for name in jaxsoft.__all__
+    if not hasattr(getattr(jaxsoft, name), "_fields")  # a named tuple is a result
+]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", PUBLIC_FUNCTIONS)
 def test_a_docstring_has_all_sections_in_order(name):
     doc = inspect.getdoc(getattr(jaxsoft, name))
     assert doc
@@ -133,7 +145,7 @@ def test_a_docstring_has_all_sections_in_order(name):
     assert ">>> " in doc[doc.index("\nExample:") :]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", PUBLIC_FUNCTIONS)
 def test_every_argument_is_in_the_docstring(name):
     function = getattr(jaxsoft, name)
     doc = inspect.getdoc(function)

@@ -201,7 +201,8 @@ IN_FULL += ("cross_entropy_probabilities", "straight_through")
 OTHERS = [law for law in LAWS if law.name not in IN_FULL]
 # Rules of which the laws beside them have the parts: logits, probabilities, means.
 PARTS = ("linear_cross_entropy_options", "linear_cross_entropy_mean")
-PARTS += ("cross_entropy_probabilities_options", "smooth_step", "smooth_minimum")
+PARTS += ("linear_log_probs", "cross_entropy_probabilities_options")
+PARTS += ("smooth_step", "smooth_minimum")
 
 
 @each(PLAINEST.values(), slow=OTHERS)
