@@ -400,9 +400,9 @@ def is_numeric(value: Any) -> bool:
     )
 
 
-def traced(function: Callable[..., Any], call: dict[str, Any], *, but: str = "") -> Any:
-    """The shapes of the result, for tracers in place of all arrays but one."""
-    arrays = {n: v for n, v in call.items() if is_numeric(v) and n != but}
+def traced(function: Callable[..., Any], call: dict[str, Any]) -> Any:
+    """The shapes of the result, for tracers in place of all arrays."""
+    arrays = {n: v for n, v in call.items() if is_numeric(v)}
     static = {n: v for n, v in call.items() if n not in arrays}
     return jax.eval_shape(lambda arrays: function(**arrays, **static), arrays)
 
