@@ -164,7 +164,7 @@ MUTANTS = [
         "return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)",
         "return dtype",
         "test_precision.py",
-        "half_precision and jax-logsumexp-float16",
+        "half_precision and float16",
     ),
     Mutant(
         "a negative temperature is still the maximum",
@@ -225,7 +225,7 @@ MUTANTS = [
         "dz = multiply(g, s + (1 - e)) - multiply(others, e)",
         "dz = multiply(g, (1 + s) - e) - multiply(others, e)",
         "test_precision.py",
-        "distributions",
+        "digits",
         kernels=False,
     ),
     Mutant(
@@ -470,7 +470,7 @@ MUTANTS = [
         "log_p = exact_at_maximum(row.d, s) - jnp.log1p(s)",
         "log_p = exact_at_maximum(row.d, s) - jnp.log(1 + s)",
         "test_precision.py",
-        "distributions",
+        "digits",
         kernels=False,
     ),
     Mutant(
@@ -506,7 +506,7 @@ MUTANTS = [
         "is_sure = is_maximum(d, tail) & (tail < 0.5)\n        value",
         "is_sure = is_maximum(d, tail) & (tail < 0)\n        value",
         "test_precision.py",
-        "distributions",
+        "digits",
         kernels=False,
     ),
     Mutant(
@@ -1304,7 +1304,7 @@ MUTANTS = [
         "return above_lower * below_upper * -jnp.expm1(-_pair.gap(upper, lower, t))",
         "return above_lower + below_upper - 1",
         "test_smooth.py",
-        "smooth_clip_to_every_digit",
+        "every_digit and smooth_clip",
     ),
     Mutant(
         "crossed bounds stay crossed",
@@ -1352,7 +1352,7 @@ MUTANTS = [
         "return run_hard(*hard_arrays)",
         "return run_soft(*soft_arrays)",
         "test_straight_through.py",
-        "value_of_hard and without_jit",
+        "value_of_hard and eager",
     ),
     # Errors.
     Mutant(

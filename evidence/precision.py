@@ -236,12 +236,18 @@ def roundings(actual: Any, exact: np.ndarray, dtype: str) -> tuple[Any, Any]:
     _, exponent = np.frexp(nearest)
     place = np.ldexp(1.0, np.maximum(exponent - 1, info.minexp) - info.nmant)
     wrong = (error > WRONG * np.abs(nearest)) & (error > place)
-    shows = np.abs(nearest) >= FLUSHED[dtype]
+    # What is not flushed where it should be shows too.
+    shows = np.maximum(np.abs(nearest), np.abs(actual) / 2) >= FLUSHED[dtype]
     return (error / place)[shows], wrong[shows]
 
 
-def value_and_gradient(f: Callable[..., jax.Array]) -> Callable[..., Any]:
-    @jax.jit
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def value_and_gradient(
+    f: Callable[..., jax.Array], compiled: Compiler
+) -> Callable[..., Any]:
+    @compiled
     def both(x, other, cotangent):
         value, pull = jax.vjp(lambda x: f(x, other), x)
         ones = jnp.ones_like(value) if cotangent is None else cotangent
@@ -261,13 +267,17 @@ def summary(parts: list[tuple[Any, Any]]) -> dict[str, Any]:
     }
 
 
-def measured(function: Function, dtype: str, rows: list[Rows]) -> list[dict[str, Any]]:
+def measured(
+    function: Function, dtype: str, rows: list[Rows], compiled: Compiler = jax.jit
+) -> list[dict[str, Any]]:
     """One entry for each library."""
     with oracle.MP.workdps(DIGITS[dtype]):
-        return _measured(function, dtype, rows)
+        return _measured(function, dtype, rows, compiled)
 
 
-def _measured(function: Function, dtype: str, rows: list[Rows]) -> list[dict[str, Any]]:
+def _measured(
+    function: Function, dtype: str, rows: list[Rows], compiled: Compiler
+) -> list[dict[str, Any]]:
     exact = [
         {
             "value": function.value(r),
@@ -277,7 +287,7 @@ def _measured(function: Function, dtype: str, rows: list[Rows]) -> list[dict[str
     ]
     entries = []
     for library, f in function.of.items():
-        both = value_and_gradient(f)
+        both = value_and_gradient(f, compiled)
         parts: dict[str, list[Any]] = {"value": [], "gradient": []}
         for r, wanted in zip(rows, exact):
             g = function.cotangent and jnp.asarray(function.cotangent(r))

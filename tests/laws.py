@@ -377,33 +377,17 @@ def extremes(law: Law) -> list[Any]:
 def oracle_pullback(
     law: Law, arguments: Sequence[Any], cotangent: Any, positions: Sequence[int] = ()
 ) -> list[np.ndarray]:
-    """The gradients in the arguments of the positions: by default, of all floats.
-
-    A difference costs a call: of a row alone where no other row has a part in it.
-    """
+    """The gradients in the arguments of the positions: by default, of all floats."""
     arguments = [oracle.exact(a) for a in arguments]
     positions = positions or law.floats
 
-    def of(arguments: list[Any], cotangent: Any) -> list[Any]:
-        def f(*moving: Any) -> np.ndarray:
-            every = dict(enumerate(arguments)) | dict(zip(positions, moving))
-            return law.meaning(*every.values())
+    def f(*moving: Any) -> np.ndarray:
+        every = dict(enumerate(arguments)) | dict(zip(positions, moving))
+        return law.meaning(*every.values())
 
-        return oracle.pullback(f, [arguments[i] for i in positions], cotangent)
-
-    if not law.by_row:
-        return of(arguments, cotangent)
-    rows = [
-        of(
-            [a[i : i + 1] if r else a for a, r in zip(arguments, law.have_rows)],
-            cotangent[i : i + 1],
-        )
-        for i in range(len(cotangent))
-    ]
-    return [
-        np.concatenate(parts) if law.have_rows[i] else np.sum(parts, 0)
-        for i, *parts in zip(positions, *rows)
-    ]
+    moving = [arguments[i] for i in positions]
+    have_rows = [law.by_row and law.have_rows[i] for i in positions]
+    return oracle.pullback(f, moving, cotangent, have_rows)
 
 
 FAR_ROWS = [

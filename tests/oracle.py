@@ -410,61 +410,63 @@ def is_float(value: Any) -> bool:
 def jacobian(f: Callable[..., Numbers], arguments: Sequence[Any]) -> list[Any]:
     """d f_o / d a_i for every floating argument a, of shape f.shape + a.shape."""
     arguments = [exact(a) for a in arguments]
+    jacobians: list[Any] = [None] * len(arguments)
+    for position, a in enumerate(arguments):
+        if is_float(a):
+            columns = []
+            for index in np.ndindex(a.shape):
+                direction = np.full(a.shape, MP.zero, object)
+                direction[index] = MP.one
+                columns.append(_derivative_along(f, arguments, {position: direction}))
+            stacked = np.stack(columns, axis=-1)
+            jacobians[position] = stacked.reshape(stacked.shape[:-1] + a.shape)
+    return jacobians
+
+
+def _moved(arguments: Any, tangents: dict[int, Numbers], step: Any) -> list[Numbers]:
     return [
-        _jacobian_in(f, arguments, position) if is_float(a) else None
-        for position, a in enumerate(arguments)
+        np.asarray(a + step * tangents[i]) if i in tangents else a
+        for i, a in enumerate(arguments)
     ]
 
 
-def _jacobian_in(
-    f: Callable[..., Numbers], arguments: Sequence[Numbers], position: int
-) -> Numbers:
-    columns = []
-    for index in np.ndindex(arguments[position].shape):
-        direction = np.zeros_like(arguments[position])
-        direction[index] = MP.one
-        columns.append(_derivative_along(f, arguments, {position: direction}))
-    shape = np.shape(f(*arguments)) + arguments[position].shape
-    return np.stack(columns, axis=-1).reshape(shape)
+def _slope(ahead: Any, behind: Any) -> Numbers:
+    """Of a central difference; an infinite value that stays is constant."""
+    change = _elementwise(
+        lambda a, b: MP.zero if a == b else a - b, *map(np.asarray, (ahead, behind))
+    )
+    return change / (2 * STEP)
 
 
 def _derivative_along(
     f: Callable[..., Any], arguments: Sequence[Numbers], tangents: dict[int, Numbers]
 ) -> Any:
-    def moved(step: Any) -> list[Numbers]:
-        return [
-            np.asarray(a + step * tangents[i]) if i in tangents else a
-            for i, a in enumerate(arguments)
-        ]
-
-    ahead, behind = np.asarray(f(*moved(STEP))), np.asarray(f(*moved(-STEP)))
-    # An infinite value that stays is constant.
-    change = _elementwise(lambda a, b: MP.zero if a == b else a - b, ahead, behind)
-    return change / (2 * STEP)
+    return _slope(*(f(*_moved(arguments, tangents, step)) for step in (STEP, -STEP)))
 
 
 def pullback(
-    f: Callable[..., Numbers], arguments: Sequence[Any], cotangent: Any
+    f: Callable[..., Numbers],
+    arguments: Sequence[Any],
+    cotangent: Any,
+    have_rows: Sequence[bool] = (),
 ) -> list[Any]:
-    """sum_o cotangent_o d f_o / d a, for every floating argument a."""
-    cotangent = exact(cotangent)
-    return [
-        None if j is None else np.tensordot(cotangent, j, cotangent.ndim)
-        for j in jacobian(f, arguments)
-    ]
+    """sum_o cotangent_o d f_o / d a, for every floating argument a.
 
-
-def hessian(
-    f: Callable[..., Numbers], arguments: Sequence[Any], cotangent: Any
-) -> Numbers:
-    """The second derivatives of sum_o cotangent_o f_o in the first argument."""
-    arguments = [exact(a) for a in arguments]
-
-    def gradient(*moved: Numbers) -> Numbers:
-        j = _jacobian_in(f, moved, 0)
-        return np.tensordot(exact(cotangent), j, np.ndim(cotangent))
-
-    return _jacobian_in(gradient, arguments, 0)
+    On a row of an argument that has rows only that row of f depends: all move at once.
+    """
+    arguments, cotangent = [exact(a) for a in arguments], exact(cotangent)
+    gradients: list[Any] = []
+    for position, a in enumerate(arguments):
+        every_row = (slice(None),) if have_rows and have_rows[position] else ()
+        gradient = np.empty(a.shape, object)
+        for index in np.ndindex(a.shape[len(every_row) :] if is_float(a) else (0,)):
+            direction = np.full(a.shape, MP.zero, object)
+            direction[every_row + index] = MP.one
+            change = _derivative_along(f, arguments, {position: direction})
+            within_row = tuple(range(len(every_row), np.ndim(cotangent)))
+            gradient[every_row + index] = np.sum(cotangent * change, within_row)
+        gradients.append(gradient if is_float(a) else None)
+    return gradients
 
 
 def curvature_along(
@@ -476,18 +478,10 @@ def curvature_along(
     """The derivative of `pullback` along the tangents: hessian times tangent."""
     arguments = [exact(a) for a in arguments]
     moves = {i: exact(t) for i, t in enumerate(tangents) if t is not None}
-    results: list[Any] = []
-    for position, a in enumerate(arguments):
-        if not is_float(a):
-            results.append(None)
-            continue
-
-        def entry_gradient(*moved: Numbers, position: int = position) -> Numbers:
-            j = _jacobian_in(f, moved, position)
-            return np.tensordot(exact(cotangent), j, np.ndim(cotangent))
-
-        results.append(_derivative_along(entry_gradient, arguments, moves))
-    return results
+    both = (
+        pullback(f, _moved(arguments, moves, step), cotangent) for step in (STEP, -STEP)
+    )
+    return [None if a is None else _slope(a, b) for a, b in zip(*both, strict=True)]
 
 
 # At the edges: infinities, and temperatures down to 0.

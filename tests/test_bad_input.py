@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 import jaxsoft
 
@@ -46,12 +45,28 @@ class Frame:
         return self.shape[self.axis]
 
     @property
+    def per_class(self) -> tuple[int, ...]:
+        return (self.classes,)
+
+    @property
     def rows(self) -> tuple[int, ...]:
         return tuple(n for i, n in enumerate(self.shape) if i != self.axis)
 
     @property
     def kept(self) -> tuple[int, ...]:
         return tuple(1 if i == self.axis else n for i, n in enumerate(self.shape))
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        return (*self.rows, FEATURES)
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        return (self.classes, FEATURES)
+
+    @property
+    def negatives(self) -> tuple[int, ...]:
+        return (*self.rows, 3)
 
 
 Draw = Callable[[np.random.Generator, Frame], Any]
@@ -118,8 +133,8 @@ NO_ARRAYS = one_of(
 NO_NUMBERS = one_of(None, True, False, 1j, "1", "", b"1", [[]], {}, np.array(True))
 
 
-def complex_like(of: str) -> Draw:
-    return typed(of, np.complex64)
+def not_real(of: str) -> tuple[Draw, Draw]:
+    return typed(of, bool), typed(of, np.complex64)
 
 
 def index_misfit(rng: np.random.Generator, frame: Frame) -> np.ndarray:
@@ -154,10 +169,6 @@ def axis_repeated(rng: np.random.Generator, frame: Frame) -> Any:
     ndim = len(frame.shape)
     wrong = ((0, 0), (0, -ndim), [ndim - 1, -1])
     return wrong[rng.integers(len(wrong))]
-
-
-def of_other_features(rng: np.random.Generator, frame: Frame) -> np.ndarray:
-    return floats(*frame.rows, FEATURES + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +206,8 @@ def choice_kind(valid: Draw, *wrong: Any) -> Kind:
 
 
 FLAG = choice_kind(one_of(True, False), None, 0, 1, "yes", 1.0, floats(), [True])
-REAL = (typed("shape", bool), complex_like("shape"))
+REAL = not_real("shape")
+ENLARGED = sized(lambda frame: tuple(n + 1 for n in frame.shape))
 BOUND = Kind(typed("shape", np.float32), (NO_ARRAYS, NO_NUMBERS, misfit("shape")))
 
 KINDS: dict[str, Kind] = {
@@ -203,16 +215,11 @@ KINDS: dict[str, Kind] = {
     "numbers": array_kind("shape", typed("shape", bool)),
     "real": array_kind("shape", *REAL),
     "partner": array_kind("shape", *REAL, misfit("shape")),
-    "broadcast partner": array_kind(
-        "shape", *REAL, sized(lambda frame: tuple(n + 1 for n in frame.shape))
-    ),
-    "factor": Kind(
-        typed("shape", np.float32),
-        (NO_ARRAYS, sized(lambda frame: tuple(n + 1 for n in frame.shape))),
-    ),
+    "broadcast partner": array_kind("shape", *REAL, ENLARGED),
+    "factor": Kind(typed("shape", np.float32), (NO_ARRAYS, ENLARGED)),
     "yes": Kind(
         typed("shape", bool),
-        (NO_ARRAYS, one_of(None), complex_like("shape"), misfit("shape", bool)),
+        (NO_ARRAYS, one_of(None), REAL[1], misfit("shape", bool)),
     ),
     "axis": Kind(
         lambda rng, frame: frame.axis,
@@ -250,11 +257,10 @@ KINDS: dict[str, Kind] = {
         ),
     ),
     "class_weight": Kind(
-        sized(lambda frame: (frame.classes,)),
+        typed("per_class", np.float32),
         (
-            *(NO_ARRAYS, sized(lambda frame: (frame.classes + 1,))),
-            *(sized(lambda frame: (1, frame.classes)), one_of(1.0, floats(1))),
-            *(lambda rng, frame: np.ones(frame.classes, bool), complex_like("classes")),
+            *(NO_ARRAYS, one_of(1.0, floats(1)), *not_real("per_class")),
+            *(misfit("per_class"), sized(lambda frame: (1, frame.classes))),
         ),
     ),
     "weight of each": Kind(
@@ -262,7 +268,7 @@ KINDS: dict[str, Kind] = {
     ),
     "sample_weight": Kind(
         typed("rows", np.float32),
-        (NO_ARRAYS, misfit("rows"), typed("rows", bool), complex_like("rows")),
+        (NO_ARRAYS, misfit("rows"), *not_real("rows")),
     ),
     "ignore_index": choice_kind(
         one_of(-100, 0, None, 2**70, np.int8(3)),
@@ -278,33 +284,20 @@ KINDS: dict[str, Kind] = {
         ),
     ),
     "number": number_kind(0.5),
-    "hidden": Kind(
-        lambda rng, frame: floats(*frame.rows, FEATURES),
-        (
-            *(NO_ARRAYS, one_of(None), one_of(1.0), of_other_features),
-            lambda rng, frame: floats(2, *frame.rows, FEATURES),
-            lambda rng, frame: np.ones((*frame.rows, FEATURES), np.complex64),
-            lambda rng, frame: np.ones((*frame.rows, FEATURES), bool),
-        ),
-    ),
-    "vocab_weight": Kind(
-        lambda rng, frame: floats(frame.classes, FEATURES),
-        (
-            *(NO_ARRAYS, one_of(None), one_of(1.0)),
-            sized(lambda frame: (FEATURES,)),
-            sized(lambda frame: (frame.classes, FEATURES, 1)),
-            sized(lambda frame: (frame.classes, FEATURES + 1)),
-            sized(lambda frame: (FEATURES, frame.classes)),
-            sized(lambda frame: (0, FEATURES)),
-            lambda rng, frame: np.ones((frame.classes, FEATURES), np.complex64),
-            lambda rng, frame: np.ones((frame.classes, FEATURES), bool),
-        ),
+    "hidden": array_kind("hidden", one_of(1.0), *not_real("hidden"), misfit("hidden")),
+    "vocab_weight": array_kind(
+        "head",
+        one_of(1.0, floats(FEATURES), floats(0, FEATURES)),
+        *not_real("head"),
+        sized(lambda frame: (*frame.head, 1)),
+        sized(lambda frame: (frame.classes, FEATURES + 1)),
+        sized(lambda frame: (FEATURES, frame.classes)),
     ),
     "vocab_bias": Kind(
-        sized(lambda frame: (frame.classes,)),
+        typed("per_class", np.float32),
         (
-            *(NO_ARRAYS, sized(lambda frame: (frame.classes + 1,))),
-            *(sized(lambda frame: (frame.classes, 1)), one_of(0.0, floats(1))),
+            *(NO_ARRAYS, misfit("per_class"), one_of(0.0, floats(1))),
+            sized(lambda frame: (frame.classes, 1)),
         ),
     ),
     "vocab_axis": choice_kind(
@@ -316,35 +309,31 @@ KINDS: dict[str, Kind] = {
         one_of(None, 64, 2**20), *(0, -1, 0.5, 64.0, "64", True, [64], {}), floats(2)
     ),
     "positions": Kind(
-        sized(lambda frame: (frame.classes,)),
+        typed("per_class", np.float32),
         (
-            *(NO_ARRAYS, *REAL, misfit("shape")),
+            *(NO_ARRAYS, *REAL, misfit("shape"), one_of(floats(1))),
             sized(lambda frame: (frame.classes + 1,)),
-            sized(lambda frame: (1,)),
         ),
     ),
     # The valid upper bound is 1.
     "lower": dataclasses.replace(BOUND, breaks=(*BOUND.breaks, one_of(3, 2.5))),
     "upper": Kind(one_of(2.0), BOUND.breaks),
-    "negatives": Kind(
-        lambda rng, frame: floats(*frame.rows, 3),
-        (
-            *(NO_ARRAYS, one_of(None), one_of(1.0)),
-            lambda rng, frame: floats(2, *frame.rows, 3),
-            lambda rng, frame: np.ones((*frame.rows, 3), bool),
-            lambda rng, frame: np.ones((*frame.rows, 3), np.complex64),
-        ),
+    "negatives": array_kind(
+        "negatives",
+        one_of(1.0),
+        *not_real("negatives"),
+        sized(lambda frame: (2, *frame.negatives)),
     ),
     "where_negative": Kind(
-        lambda rng, frame: np.ones((*frame.rows, 3), bool),
+        typed("negatives", bool),
         (
-            *(NO_ARRAYS, lambda rng, frame: floats(*frame.rows, 3)),
+            *(NO_ARRAYS, typed("negatives", np.float32)),
             lambda rng, frame: np.ones((*frame.rows, 4), bool),
         ),
     ),
 }
 
-# These take functions, and have their cases in the tests that bear their names.
+# These take functions, and have their cases in test_errors.py.
 OF_FUNCTIONS = {"shard_vocab", "straight_through", "with_jvp"}
 WITHOUT_ARRAYS = {"cpu_kernels", "use_cpu_kernels"}  # test_native.py
 # An argument is of the kind of its name, or of this one, or of that of its function.
@@ -411,9 +400,9 @@ def is_numeric(value: Any) -> bool:
     )
 
 
-def traced(function: Callable[..., Any], call: dict[str, Any], *, but: str = "") -> Any:
-    """The shapes of the result, for tracers in place of all arrays but one."""
-    arrays = {n: v for n, v in call.items() if is_numeric(v) and n != but}
+def traced(function: Callable[..., Any], call: dict[str, Any]) -> Any:
+    """The shapes of the result, for tracers in place of all arrays."""
+    arrays = {n: v for n, v in call.items() if is_numeric(v)}
     static = {n: v for n, v in call.items() if n not in arrays}
     return jax.eval_shape(lambda arrays: function(**arrays, **static), arrays)
 
@@ -514,58 +503,4 @@ def test_broken_calls_under_shard_vocab(name):
         text = complaint(functools.partial(function, **call), (name, "shard_vocab"))
         if text:
             complaints.append(f"{broken} = {shown(call[broken])}: {text}")
-    assert not complaints, "\n".join(complaints)
-
-
-def of_functions():
-    """(function, arguments) with one argument that is wrong."""
-    mesh = jax.make_mesh((1, 1), ("vocab", "data"))
-    softmax, hard = jaxsoft.softmax, jnp.sign
-    x = floats(5, 7)
-    for no_function in (None, "softmax", 3, x, [softmax], {}):
-        yield jaxsoft.with_jvp, (no_function,)
-        yield jaxsoft.straight_through, (no_function, hard)
-        yield jaxsoft.straight_through, (hard, no_function)
-        yield jaxsoft.shard_vocab, (no_function, mesh, "vocab")
-    for plain in (jnp.sin, len, softmax, functools.partial(softmax, axis=0)):
-        yield jaxsoft.with_jvp, (plain,)
-    for soft in (
-        jnp.sum,
-        lambda x: (x, x),
-        lambda x: {"a": x},
-        lambda x: x[0],
-        lambda x: x[None],
-        lambda x: x.astype(jnp.float16),
-        lambda x: x > 0,
-        lambda x: None,
-    ):
-        yield (lambda soft=soft: jaxsoft.straight_through(hard, soft)(x)), ()
-        yield (lambda soft=soft: jaxsoft.straight_through(soft, hard)(x)), ()
-    for f in (jnp.sum, jaxsoft.softplus, functools.partial(jnp.sum), softmax(x)):
-        yield jaxsoft.shard_vocab, (f, mesh, "vocab")
-    for no_mesh in (None, "vocab", 8, jax.devices(), {}, x, mesh.devices):
-        yield jaxsoft.shard_vocab, (softmax, no_mesh, "vocab")
-    for axis in (None, "classes", 0, (), ("vocab", "vocab"), [], {}, {"vocab"}, x):
-        yield jaxsoft.shard_vocab, (softmax, mesh, axis)
-    for tokens in (
-        *("vocab", "tokens", 0, {}, {"data"}, x, ("data", "data"), ("data", "vocab")),
-        *(PartitionSpec("tokens"), PartitionSpec("data", "data")),
-    ):
-        sharded = functools.partial(jaxsoft.shard_vocab, tokens=tokens)
-        yield sharded, (softmax, mesh, "vocab")
-    two_batch_axes = PartitionSpec("data", None, None)
-    yield (
-        (lambda: jaxsoft.shard_vocab(softmax, mesh, "vocab", tokens=two_batch_axes)(x)),
-        (),
-    )
-    yield (lambda: jaxsoft.shard_vocab(softmax, mesh, "vocab")(x, axis=())), ()
-    yield (lambda: jaxsoft.shard_vocab(softmax, mesh, "vocab")(x, axis_name="data")), ()
-
-
-def test_arguments_that_are_functions():
-    complaints = []
-    for number, (function, arguments) in enumerate(of_functions()):
-        text = complaint(functools.partial(function, *arguments), tuple(OF_FUNCTIONS))
-        if text:
-            complaints.append(f"{number}, {arguments}: {text}")
     assert not complaints, "\n".join(complaints)

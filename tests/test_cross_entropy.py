@@ -180,37 +180,6 @@ def test_label_probabilities_of_a_masked_class(logits, rng):
         assert not np.any(np.isnan(gradient))
 
 
-def test_the_loss_is_never_negative():
-    sure = np.zeros((200, 3), np.float32)
-    sure[:, 0] = np.linspace(0, 200, 200)
-    labels = jnp.zeros(200, jnp.int32)
-
-    @as_users_have_it
-    def losses(x):
-        smoothed = jaxsoft.cross_entropy(x, labels, label_smoothing=1e-6)
-        return jaxsoft.cross_entropy(x, labels), smoothed
-
-    for shift in (0, 1000, -1000):
-        loss, smoothed = losses(jnp.asarray(sure + shift, jnp.float32))
-        assert np.all(loss >= 0), shift
-        assert np.all(smoothed >= 0), shift
-
-
-def test_options_do_not_retrace(logits):
-    """Traced values are no static ones: a schedule does not compile at each step."""
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def step(x, temperature, smoothing):
-        return jaxsoft.cross_entropy(
-            x, jnp.zeros(ROWS, jnp.int32), temperature=temperature,
-            label_smoothing=smoothing, reduction="mean",
-        )  # fmt: skip
-
-    losses = [step(logits, 1.0 + i, 0.1 * i) for i in range(4)]
-    assert len(set(map(float, losses))) == 4
-
-
 @pytest.mark.slow
 def test_logits_that_are_constants_of_the_program(rng):
     """XLA computes more of it beforehand, and must not compute something else."""

@@ -19,8 +19,8 @@ from jax.sharding import AxisType, PartitionSpec
 import jaxsoft
 
 PACKAGE = pathlib.Path(jaxsoft.__file__).parent
-# These have the cases of their raises in the tests that bear their name.
-TESTED_BESIDE = ("_linear", "_smooth", "_sharding")
+# It has the cases of its raises in the test that bears its name.
+TESTED_BESIDE = "_sharding"
 
 X = jnp.zeros((2, 3))
 Y = jnp.zeros(2, jnp.int32)
@@ -38,8 +38,6 @@ softmax("logits")
     TypeError: softmax: x must be an array of numbers; got str
 logsumexp([[1.0], [1.0, 2.0]])
     TypeError: logsumexp: a must be an array of numbers; got list
-entropy(jax.random.key(0))
-    TypeError: entropy: logits must be an array of numbers; got PRNGKeyArray
 log_softmax(X > 0)
     TypeError: log_softmax: x must be numbers; got a boolean array
 cross_entropy(COMPLEX, Y)
@@ -48,18 +46,12 @@ softmax(X, temperature=1j)
     TypeError: softmax: temperature must be real; got dtype complex64
 softmax(X, axis=1.0)
     TypeError: softmax: axis must be an int, a tuple of ints or None; got 1.0
-logmeanexp(X, axis=(0, True))
-    TypeError: logmeanexp: axis must be an int, a tuple of ints or None; got (0, True)
 entropy(X, axis=(0, 2))
     ValueError: entropy: axis must lie in [-2, 2) for 2 dimensions; got (0, 2)
-softmax(1.0)
-    ValueError: softmax: axis must lie in [0, 0) for 0 dimensions; got -1
 log_softmax(X, axis=(1, -1))
     ValueError: log_softmax: axis must not repeat a dimension; got (1, -1)
 logsumexp(X, keepdims=1)
     TypeError: logsumexp: keepdims must be True or False; got 1
-logsumexp(X, return_sign=None)
-    TypeError: logsumexp: return_sign must be True or False; got None
 softmax(X, where=jnp.ones(3))
     TypeError: softmax: where must be boolean; got dtype float32. For numbers 0 and 1
     write where != 0
@@ -75,9 +67,6 @@ cross_entropy(X, Y, where=jnp.ones((4, 2, 3), bool))
 softmax(X, temperature=jnp.ones(3))
     ValueError: softmax: temperature must broadcast to the reduced result with the
     reduced axes kept, shape (2, 1); got (3,)
-logsumexp(X, temperature=jnp.ones((2, 1)))
-    ValueError: logsumexp: temperature must broadcast to the reduced result with the
-    reduced axes kept, shape (1, 1); got (2, 1)
 logsumexp(COMPLEX, temperature=2.0)
     TypeError: logsumexp: temperature needs real input; got complex64 with temperature
     2.0
@@ -114,26 +103,15 @@ cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros((2, 4), int))
 cross_entropy(Y, X)
     ValueError: cross_entropy: floating labels are probabilities and must have the
     logits' shape (2,); got (2, 3). The order is cross_entropy(logits, labels)
-cross_entropy(X, jnp.zeros((1, 3)))
-    ValueError: cross_entropy: floating labels are probabilities and must have the
-    logits' shape (2, 3); got (1, 3)
 cross_entropy(X, jnp.zeros(2))
     ValueError: cross_entropy: floating labels are probabilities and must have the
     logits' shape (2, 3); got (2,). For class indices use an integer dtype
 cross_entropy(X, Y, ignore_index=-1.0)
     TypeError: cross_entropy: ignore_index must be an int or None; got -1.0
-cross_entropy(X, Y, ignore_index=False)
-    TypeError: cross_entropy: ignore_index must be an int or None; got False
 cross_entropy(X, Y, z_loss=jnp.ones(2))
     ValueError: cross_entropy: z_loss must be a scalar; got (2,)
 cross_entropy(X, Y, softcap=0)
     ValueError: cross_entropy: softcap must be positive; got 0
-cross_entropy(X, Y, softcap=np.nan)
-    ValueError: cross_entropy: softcap must be positive; got nan
-cross_entropy(X, Y, softcap=np.float32(-1))
-    ValueError: cross_entropy: softcap must be positive; got -1.0
-cross_entropy(X, Y, label_smoothing=np.array(-0.5))
-    ValueError: cross_entropy: label_smoothing must lie in [0, 1]; got -0.5
 cross_entropy(X, Y, temperature=jnp.ones(2))
     ValueError: cross_entropy: temperature must broadcast to the reduced result with the
     reduced axes kept, shape (2, 1); got (2,). Write jnp.expand_dims(temperature, (1,))
@@ -153,12 +131,54 @@ binary_cross_entropy(X, COMPLEX)
 multilabel_cross_entropy(X, X[0])
     ValueError: multilabel_cross_entropy: labels must have the logits' shape (2, 3); got
     (3,)
+smooth_abs(X, temperature=jnp.ones((4, 2, 3)))
+    ValueError: smooth_abs: temperature must broadcast to the shape of x, (2, 3); got
+    (4, 2, 3)
+smooth_sign(X > 0)
+    TypeError: smooth_sign: x must be numbers; got a boolean array
+smooth_maximum(X, jnp.ones(2))
+    ValueError: smooth_maximum: x and y must broadcast together; got shapes (2, 3) and
+    (2,)
+smooth_clip(X, 2, 1.0)
+    ValueError: smooth_clip: lower must not exceed upper; got 2 and 1.0
+smooth_clip(X, 0.0, jnp.ones(2))
+    ValueError: smooth_clip: upper must broadcast to the shape of x, (2, 3); got (2,)
+softargmax(X, 0, positions=jnp.ones(3))
+    ValueError: softargmax: positions of one dimension must have the length of axis 0 of
+    x, (2, 3); got (3,)
+softargmax(X, 0, positions=jnp.ones((3, 2)))
+    ValueError: softargmax: positions must broadcast to the shape of x, (2, 3); got (3,
+    2)
 circle_loss(X, 0.0)
     ValueError: circle_loss: positives and negatives must have a last axis; got shapes
     (2, 3) and ()
 circle_loss(X, X[:1])
     ValueError: circle_loss: positives and negatives must have the same leading shape;
     got (2, 3) and (1, 3)
+linear_cross_entropy(X, X, Y, vocab_axis=-1)
+    ValueError: linear_cross_entropy: vocab_axis must be 0 or 1; got -1
+linear_cross_entropy(X, X[0], Y)
+    ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
+    a matrix; got shapes (2, 3) and (3,)
+linear_cross_entropy(X, jnp.zeros((3, 5)), Y)
+    ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
+    (classes, features) with the same features and at least one class; got shapes (2, 3)
+    and (3, 5) with vocab_axis=0. Write vocab_axis=1
+linear_cross_entropy(X, jnp.zeros((5, 3)), Y, vocab_axis=1)
+    ValueError: linear_cross_entropy: hidden must be (*batch, features) and vocab_weight
+    (features, classes) with the same features and at least one class; got shapes (2, 3)
+    and (5, 3) with vocab_axis=1. Write vocab_axis=0
+linear_log_probs(X, jnp.zeros((0, 3)), Y)
+    ValueError: linear_log_probs: hidden must be (*batch, features) and vocab_weight
+    (classes, features) with the same features and at least one class; got shapes (2, 3)
+    and (0, 3) with vocab_axis=0
+linear_cross_entropy(X, X, Y, vocab_bias=jnp.zeros(3))
+    ValueError: linear_cross_entropy: vocab_bias must have one entry per class, shape
+    (2,); got (3,)
+linear_cross_entropy(X, X, Y, chunk_bytes=1e6)
+    TypeError: linear_cross_entropy: chunk_bytes must be an int; got 1000000.0
+linear_log_probs(X, X, Y, chunk_bytes=0)
+    ValueError: linear_log_probs: chunk_bytes must be positive; got 0
 linear_cross_entropy(X, X, X[:, 0])
     TypeError: linear_cross_entropy: labels must be integers (class indices); got dtype
     float32
@@ -167,18 +187,31 @@ linear_cross_entropy(X, X, jnp.zeros(3, int))
     features (2,); got (3,)
 use_cpu_kernels(1).__enter__()
     TypeError: use_cpu_kernels: use must be a bool; got int
+straight_through(jnp.sign, 1.0)
+    TypeError: straight_through: soft must be a function; got float
+straight_through(None, jnp.sign)
+    TypeError: straight_through: hard must be a function; got NoneType
+straight_through(jnp.sign, jnp.sum)(X)
+    ValueError: straight_through: hard and soft must return the same shapes; got (2, 3)
+    and ()
+straight_through(jnp.argmax, jnp.sum)(X)
+    TypeError: straight_through: hard and soft must return the same dtypes; got int32
+    and float32
+straight_through(jnp.sign, lambda x: (x,))(X)
+    TypeError: straight_through: hard and soft must return the same tree; got
+    PyTreeDef(*) and PyTreeDef((*,))
 with_jvp(sorted)
     TypeError: with_jvp: f must be a jax.custom_vjp function; got
     builtin_function_or_method 'sorted'. Plain functions have both modes already.
 shard_vocab(softmax, MESH, "x")
     ValueError: shard_vocab: axis must name different axes of the mesh, ('t', 'v'); got
     'x'
-shard_vocab(softmax, MESH, ())
+shard_vocab(softmax, MESH, {})
     ValueError: shard_vocab: axis must name different axes of the mesh, ('t', 'v'); got
-    ()
-shard_vocab(softmax, MESH, ("v", "v"))
-    ValueError: shard_vocab: axis must name different axes of the mesh, ('t', 'v'); got
-    ('v', 'v')
+    {}
+shard_vocab(softmax, MESH, "v", tokens={})
+    ValueError: shard_vocab: tokens must name different axes of the mesh, ('t', 'v');
+    got {}
 shard_vocab(softmax, MESH, "v", tokens=("t", "x"))
     ValueError: shard_vocab: tokens must name different axes of the mesh, ('t', 'v');
     got ('t', 'x')
@@ -202,9 +235,6 @@ shard_vocab(len, MESH, "v")
     got <built-in function len>
 shard_vocab(softmax, jax.devices(), "v")
     TypeError: shard_vocab: mesh must be a jax.sharding.Mesh; got list
-jax.jit(partial(softmax, axis_name=("a", "b")))(X)
-    ValueError: softmax: axis_name must name mesh axes of an enclosing jax.shard_map;
-    got ('a', 'b')
 cross_entropy(X, Y, weight=jnp.ones(3))
     TypeError: cross_entropy: there is no argument 'weight'; here it is class_weight or
     sample_weight

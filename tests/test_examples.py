@@ -14,24 +14,14 @@ import jaxsoft
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PACKAGE_FOLDER = Path(jaxsoft.__file__).parent.parent
 
-# What the examples import: module name, package name.
-NEEDED = {
-    "equinox": "equinox",
-    "flax": "flax",
-    "optax": "optax",
-    "sklearn": "scikit-learn",
-    "tqdm": "tqdm",
-}
-MISSING = [
-    package
-    for module, package in NEEDED.items()
-    if importlib.util.find_spec(module) is None
-]
+IMPORTED = ("equinox", "flax", "optax", "sklearn", "tqdm")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not EXAMPLES.exists(), reason="not in a checkout"),
     pytest.mark.skipif(
-        bool(MISSING), reason=f"needs {', '.join(MISSING)}: jaxsoft[examples]"
+        any(importlib.util.find_spec(module) is None for module in IMPORTED),
+        reason="needs jaxsoft[examples]",
     ),
 ]
 
@@ -39,11 +29,7 @@ pytestmark = [
 def run(script: str, *options: str) -> str:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *options],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(PACKAGE_FOLDER),
-            "JAX_PLATFORMS": "cpu",
-        },
+        env=os.environ | {"PYTHONPATH": str(PACKAGE_FOLDER), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -57,14 +43,12 @@ def percentages(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"([\d.]+)%", text)]
 
 
-@pytest.mark.slow
 def test_flax_classifier():
     """As printed in the end, 98 %; here after a tenth of the steps."""
     (accuracy,) = percentages(run("flax_classifier.py", "--steps", "150"))
     assert accuracy > 90
 
 
-@pytest.mark.slow
 def test_equinox_classifier():
     """Class weights bring back the rare classes: 20 points and more."""
     plain, weighted = percentages(run("equinox_classifier.py"))
@@ -77,7 +61,6 @@ def losses(text: str) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
-@pytest.mark.slow
 def test_language_model():
     """With the vocabulary on 8 devices the losses are those of one."""
     steps = ("--steps", "12")

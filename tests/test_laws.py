@@ -123,8 +123,13 @@ def test_differentiation_does_not_change_the_value(law: Law, form):
         assert_unchanged(law, with_gradient, plain, f"of seed {seed} with a gradient")
 
 
-# Eager calls trace every time: one law of each function, that with all its options.
-@each(fullest(LAWS).values())
+# Eager calls trace every time: one law of each function, that with all its options, and
+# where these are many another one too.
+MANY_OPTIONS = [law for law in LAWS if len(law.kinds) > 6]
+FEW_OPTIONS = fullest(law for law in LAWS if law not in MANY_OPTIONS).values()
+
+
+@each([*FEW_OPTIONS, *MANY_OPTIONS], slow=MANY_OPTIONS)
 def test_without_jit(law: Law, form):
     """The numbers of the oracle, and every derivative with the same value."""
     given, _, cotangent = problem(law)

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
+from beside_optax import LOSSES
 from laws import as_users_have_it
 
 import jaxsoft
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Few rows of many classes, the batch of a language model, and many rows of few.
+CASES = [name for name in LOSSES if name.startswith(("indices", "probabilities"))]
 SHAPES = ((64, 4096), (8, 16, 512), (4096, 64))
-SMOOTHING = 0.1
 
 
 def temporaries(f: Callable[..., Any], *arguments: Any) -> int:
@@ -31,56 +31,11 @@ def temporaries(f: Callable[..., Any], *arguments: Any) -> int:
 
 
 def value_and_gradient(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
-    def both(logits, *others):
-        value, pull = jax.vjp(lambda x: loss(x, *others), logits)
+    def both(logits, others):
+        value, pull = jax.vjp(lambda x: loss(logits=x, **others), logits)
         return value, pull(jnp.ones_like(value))[0]
 
     return both
-
-
-def smoothed_by_optax(logits, labels):
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, SMOOTHING))
-
-
-optax_indices = optax.softmax_cross_entropy_with_integer_labels
-optax_probabilities = optax.softmax_cross_entropy
-
-# The arguments beside the logits, jaxsoft's loss and that of optax.
-CASES: dict[str, tuple[tuple[str, ...], Callable[..., Any], Callable[..., Any]]] = {
-    "indices": (("labels",), jaxsoft.cross_entropy, optax_indices),
-    "indices, mean": (
-        ("labels",),
-        lambda x, y: jaxsoft.cross_entropy(x, y, reduction="mean"),
-        lambda x, y: jnp.mean(optax_indices(x, y)),
-    ),
-    "indices, where": (
-        ("labels", "where"),
-        lambda x, y, where: jaxsoft.cross_entropy(x, y, where=where),
-        lambda x, y, where: optax_indices(x, y, where=where),
-    ),
-    "indices, smoothing": (
-        ("labels",),
-        lambda x, y: jaxsoft.cross_entropy(x, y, label_smoothing=SMOOTHING),
-        smoothed_by_optax,
-    ),
-    "probabilities": (("q",), jaxsoft.cross_entropy, optax_probabilities),
-    "probabilities, mean": (
-        ("q",),
-        lambda x, q: jaxsoft.cross_entropy(x, q, reduction="mean"),
-        lambda x, q: jnp.mean(optax_probabilities(x, q)),
-    ),
-    "probabilities, where": (
-        ("q", "where"),
-        lambda x, q, where: jaxsoft.cross_entropy(x, q, where=where),
-        lambda x, q, where: optax_probabilities(x, q, where=where),
-    ),
-    "probabilities, smoothing": (
-        ("q",),
-        lambda x, q: jaxsoft.cross_entropy(x, q, label_smoothing=SMOOTHING),
-        lambda x, q: optax_probabilities(x, optax.smooth_labels(q, SMOOTHING)),
-    ),
-}
 
 
 @pytest.mark.parametrize(
@@ -95,16 +50,16 @@ CASES: dict[str, tuple[tuple[str, ...], Callable[..., Any], Callable[..., Any]]]
 )
 @pytest.mark.parametrize("case", CASES)
 def test_never_more_than_optax(case, shape, dtype, record_property):
-    names, ours, theirs = CASES[case]
+    names, ours, theirs = LOSSES[case]
     described = {
-        "labels": jax.ShapeDtypeStruct(shape[:-1], jnp.int32),
+        "y": jax.ShapeDtypeStruct(shape[:-1], jnp.int32),
         "where": jax.ShapeDtypeStruct(shape, jnp.bool_),
         "q": jax.ShapeDtypeStruct(shape, dtype),
     }
     logits = jax.ShapeDtypeStruct(shape, dtype)
-    arguments = [logits, *(described[name] for name in names)]
-    given = temporaries(value_and_gradient(ours), *arguments)
-    limit = temporaries(value_and_gradient(theirs), *arguments)
+    others = {name: described[source] for name, source in names.items()}
+    given = temporaries(value_and_gradient(ours), logits, others)
+    limit = temporaries(value_and_gradient(theirs), logits, others)
     record_property(
         "bytes per logit",
         f"{given / logits.size:.2f} ({limit / logits.size:.2f} optax)",

@@ -5,8 +5,6 @@ may then go.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
@@ -14,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from beside_optax import LOSSES, optax_binary, optax_indices, optax_probabilities
+from laws import assert_within
 
 import jaxsoft
 
 ROWS, CLASSES = 8, 5
 EPS = np.finfo(np.float32).eps
-optax_indices = optax.softmax_cross_entropy_with_integer_labels
-optax_probabilities = optax.softmax_cross_entropy
-optax_binary = optax.sigmoid_binary_cross_entropy
 
 
 @pytest.fixture
@@ -31,80 +28,29 @@ def given(rng):
     def floats(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
+    where = jnp.asarray(np.arange(CLASSES) < 3 + np.arange(ROWS)[:, None] % 3)
     return {
         "x": 2 * floats(ROWS, CLASSES),
         "x2": 2 * floats(ROWS, CLASSES),
         "y": jnp.arange(ROWS) % 3,
-        "q": jax.nn.softmax(floats(ROWS, CLASSES)),
-        "where": jnp.asarray(np.arange(CLASSES) < 3 + np.arange(ROWS)[:, None] % 3),
+        "q": jax.nn.softmax(floats(ROWS, CLASSES), where=where),
+        "where": where,
     }
 
 
-def one_hot(y):
-    return jax.nn.one_hot(y, CLASSES)
-
-
-# Names of the arguments, the loss of jaxsoft and that of optax. Floats move.
-SAME: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
-    "indices": ("x y", jaxsoft.cross_entropy, optax_indices),
-    "indices, where": (
-        "x y where",
-        lambda x, y, where: jaxsoft.cross_entropy(x, y, where=where),
-        lambda x, y, where: optax_indices(x, y, where=where),
-    ),
-    "indices, mean": (
-        "x y",
-        lambda x, y: jaxsoft.cross_entropy(x, y, reduction="mean"),
-        lambda x, y: jnp.mean(optax_indices(x, y)),
-    ),
-    "indices, smoothing": (
-        "x y",
-        lambda x, y: jaxsoft.cross_entropy(x, y, label_smoothing=0.2),
-        lambda x, y: optax_probabilities(x, optax.smooth_labels(one_hot(y), 0.2)),
-    ),
-    "probabilities": ("x q", jaxsoft.cross_entropy, optax_probabilities),
-    "safe": ("x q", jaxsoft.cross_entropy, optax.safe_softmax_cross_entropy),
-    "binary": ("x q", jaxsoft.binary_cross_entropy, optax_binary),
-    "binary, smoothing": (
-        "x q",
-        lambda x, q: jaxsoft.binary_cross_entropy(x, q, label_smoothing=0.2),
-        lambda x, q: optax_binary(x, 0.8 * q + 0.1),
-    ),
-    "kl_divergence": (
-        "x x2",
-        jaxsoft.kl_divergence,
-        lambda x, x2: optax.kl_divergence(jax.nn.log_softmax(x), jax.nn.softmax(x2)),
-    ),
-    "generalized kl_divergence": (
-        "x x2",
-        lambda x, x2: jaxsoft.kl_divergence(x, x2, axis=0),
-        lambda x, x2: optax.losses.generalized_kl_divergence(
-            jax.nn.log_softmax(x, axis=0), jax.nn.softmax(x2, axis=0), axis=0
-        ),
-    ),
-    "Fenchel-Young loss of logsumexp": (
-        "x y",
-        jaxsoft.cross_entropy,
-        lambda x, y: optax.losses.make_fenchel_young_loss(jaxsoft.logsumexp)(
-            x, one_hot(y)
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", SAME)
+@pytest.mark.parametrize("case", LOSSES)
 def test_value_and_gradients_are_the_same(case, given):
     """A few roundings apart, of the largest entry: optax subtracts what we do not."""
-    names, *losses = SAME[case]
-    every = {name: given[name] for name in names.split()}
+    names, *losses = LOSSES[case]
+    every = {name: given[source] for name, source in names.items()}
+    every["logits"] = given["x"]
     floats = {n: a for n, a in every.items() if jnp.issubdtype(a.dtype, jnp.floating)}
 
     @jax.jit
     def of_ours_and_theirs(floats):
         results = []
         for loss in losses:
-            f = lambda floats, f=loss: f(*(every | floats).values())  # noqa: E731
-            value, pull = jax.vjp(f, floats)
+            value, pull = jax.vjp(lambda v, f=loss: f(**{**every, **v}), floats)
             cotangent = jnp.linspace(1, 2, value.size).reshape(value.shape)
             results.append({"value": value, **pull(cotangent)[0]})
         return results
@@ -112,9 +58,7 @@ def test_value_and_gradients_are_the_same(case, given):
     ours, theirs = of_ours_and_theirs(floats)
     for what, expected in theirs.items():
         tolerance = 32 * EPS * np.max(np.abs(expected))
-        np.testing.assert_allclose(
-            ours[what], expected, rtol=0, atol=tolerance, err_msg=f"{case}: {what}"
-        )
+        assert_within(ours[what], expected, tolerance, f"{case}: {what}")
 
 
 # What optax does otherwise.

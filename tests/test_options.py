@@ -1,4 +1,6 @@
-"""Every option of the losses with every other, in value and in all gradients.
+"""Every option of cross_entropy with every other, in value and in all gradients.
+
+Those of the other losses, which are few: test_laws.py and test_binary.py.
 
 The reference is float64 NumPy written from the definitions. Its derivatives are complex
 steps: f(a + ih) = f(a) + ih f'(a) for h = 1e-30, with all digits of float64.
@@ -38,7 +40,7 @@ def reduced(loss: np.ndarray, weight: np.ndarray, reduction: str) -> np.ndarray:
 
 def classes_last(x: Any, axis: Any, ndim: int) -> np.ndarray:
     """Of shape (..., classes), the classes flattened in the order of axis."""
-    axes = range(ndim) if axis is None else [a % ndim for a in np.atleast_1d(axis)]
+    axes = [a % ndim for a in (range(ndim) if axis is None else np.ravel(axis))]
     rows = [i for i in range(ndim) if i not in axes]
     moved = np.transpose(x, (*rows, *axes))
     return moved.reshape([*moved.shape[: len(rows)], -1])
@@ -46,13 +48,8 @@ def classes_last(x: Any, axis: Any, ndim: int) -> np.ndarray:
 
 def per_row(v: Any, axis: Any, shape: tuple[int, ...]) -> np.ndarray:
     """One number for every row of an array that broadcasts to the reduced logits."""
-    axes = (
-        range(len(shape))
-        if axis is None
-        else [a % len(shape) for a in np.atleast_1d(axis)]
-    )
-    kept = [1 if i in axes else n for i, n in enumerate(shape)]
-    return np.squeeze(np.broadcast_to(v, kept), tuple(axes))
+    kept = np.sum(np.zeros(shape), axis=axis, keepdims=True).shape
+    return classes_last(np.broadcast_to(v, kept), axis, len(shape))[..., 0]
 
 
 def cross_entropy(
@@ -94,77 +91,6 @@ def cross_entropy(
     return reduced(np.where(counted, v * loss, 0), weight_in_mean, reduction)
 
 
-def kl_divergence(
-    logits,
-    target_logits,
-    *,
-    axis=-1,
-    where=True,
-    temperature=1.0,
-    sample_weight=1.0,
-    reduction="none",
-):
-    shape = logits.shape
-    included = classes_last(np.broadcast_to(where, shape), axis, len(shape))
-    t = per_row(temperature, axis, shape)[..., None]
-    log_p, log_q = (
-        log_softmax(classes_last(x, axis, len(shape)) / t, included)[0]
-        for x in (target_logits, logits)
-    )
-    p = np.where(included, np.exp(log_p), 0)
-    v = np.broadcast_to(sample_weight, included.shape[:-1])
-    return reduced(v * np.sum(p * (log_p - log_q), axis=-1), v, reduction)
-
-
-def binary_cross_entropy(
-    logits,
-    labels,
-    *,
-    pos_weight=1.0,
-    sample_weight=1.0,
-    label_smoothing=0.0,
-    reduction="none",
-):
-    y = (1 - label_smoothing) * labels + label_smoothing / 2
-    yes, no = np.log(1 + np.exp(-logits)), np.log(1 + np.exp(logits))
-    v = np.broadcast_to(sample_weight, logits.shape)
-    return reduced(v * (pos_weight * y * yes + (1 - y) * no), v, reduction)
-
-
-def multilabel_cross_entropy(logits, labels, *, axis=-1, where=True, reduction="none"):
-    s = classes_last(logits, axis, logits.ndim)
-    yes = classes_last(labels, axis, logits.ndim) > 0.5
-    counts = classes_last(np.broadcast_to(where, logits.shape), axis, logits.ndim)
-    no_sum = np.sum(np.where(counts & ~yes, np.exp(s), 0), axis=-1)
-    yes_sum = np.sum(np.where(counts & yes, np.exp(-s), 0), axis=-1)
-    loss = np.log(1 + no_sum) + np.log(1 + yes_sum)
-    return reduced(loss, np.ones(loss.shape), reduction)
-
-
-def circle_loss(
-    positives,
-    negatives,
-    *,
-    margin=0.25,
-    scale=256.0,
-    where_positive=True,
-    where_negative=True,
-    detach_weights=True,
-    reduction="none",
-):
-    a_p, a_n = 1 + margin - positives, negatives + margin
-    a_p, a_n = (np.where(np.real(a) > 0, a, 0) for a in (a_p, a_n))
-    if detach_weights:
-        a_p, a_n = np.real(a_p), np.real(a_n)
-    e_p = np.exp(-scale * a_p * (positives - 1 + margin))
-    e_n = np.exp(scale * a_n * (negatives - margin))
-    product = np.sum(np.where(where_positive, e_p, 0), axis=-1) * np.sum(
-        np.where(where_negative, e_n, 0), axis=-1
-    )
-    loss = np.log(1 + product)
-    return reduced(loss, np.ones(loss.shape), reduction)
-
-
 def complex_steps(
     f: Callable[..., np.ndarray], moving: dict[str, np.ndarray], cotangent: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -188,13 +114,12 @@ def complex_steps(
 class Call:
     """Arrays of floats move, and have gradients; the rest stays."""
 
-    function: str
     moving: dict[str, np.ndarray]
     staying: dict[str, Any]
 
     def __repr__(self) -> str:
         moving = {name: v.shape for name, v in self.moving.items()}
-        return f"{self.function}({moving}, {self.staying})"
+        return f"cross_entropy({moving}, {self.staying})"
 
 
 class Draw:
@@ -204,9 +129,6 @@ class Draw:
         self.rng = rng
         self.moving: dict[str, np.ndarray] = {}
         self.staying: dict[str, Any] = {}
-
-    def call(self, function: str) -> Call:
-        return Call(function, self.moving, self.staying)
 
     def chance(self, probability: float = 0.5) -> bool:
         return bool(self.rng.random() < probability)
@@ -231,22 +153,6 @@ class Draw:
             else:
                 self.move(name, value)
 
-    def temperature(self, rows: tuple[int, ...]) -> None:
-        """Above 0 and below, one for all or one per row."""
-        if self.chance():
-            t = self.rng.uniform(0.5, 2, self.one_of((), rows))
-            self.move("temperature", t * self.rng.choice([-1, 1, 1], t.shape))
-
-    def where(self, kept: np.ndarray) -> None:
-        """A mask for all rows, or of its own for each, with what must be kept."""
-        if self.chance():
-            mask = kept | (self.rng.random(kept.shape) < 0.7)
-            shared = kept.ndim == 2 and self.chance(0.2)
-            self.staying["where"] = np.any(mask, axis=0) if shared else mask
-
-    def reduction(self) -> None:
-        self.staying["reduction"] = self.one_of("none", "sum", "mean")
-
 
 Layout = tuple[tuple[int, ...], Any]
 ROWS_AND_CLASSES: Layout = ((4, 5), -1)
@@ -254,7 +160,8 @@ ROWS_AND_CLASSES: Layout = ((4, 5), -1)
 OTHER_LAYOUTS: list[Layout] = [((5, 4), 0), ((2, 3, 2), (2, 0)), ((2, 3), None)]
 
 
-def cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
+def draw_call(seed: int, layout: Layout = ROWS_AND_CLASSES) -> Call:
+    rng = np.random.default_rng([seed, 2511])
     draw = Draw(rng)
     shape, axis = layout
     draw.staying["axis"] = axis
@@ -264,7 +171,10 @@ def cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
     rows, classes = by_row.shape[:-1], by_row.shape[-1]
     labels = np.asarray(rng.integers(0, classes, rows))
     of_labels = np.take_along_axis(by_row, labels[..., None], axis=-1)
-    draw.where(np.isin(places, of_labels))
+    if draw.chance():  # a mask for all rows, or of its own for each, with every label
+        mask = np.isin(places, of_labels) | (rng.random(shape) < 0.7)
+        shared = len(shape) == 2 and draw.chance(0.2)
+        draw.staying["where"] = np.any(mask, axis=0) if shared else mask
     if draw.chance(0.6):
         ignore_index = draw.one_of(-100, -100, int(labels.flat[-1]), None)
         if ignore_index == -100:
@@ -281,97 +191,23 @@ def cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
         draw.moving["class_weight"][(labels.flat[0] + 1) % classes] = 0
     draw.uniform("sample_weight", 0.5, 2, rows, ())
     draw.scalar("label_smoothing", 0.05, 0.4)
-    draw.temperature(np.sum(places, axis=axis, keepdims=True).shape)
+    if draw.chance():  # above 0 and below, one for all or one per row
+        kept = np.sum(places, axis=axis, keepdims=True).shape
+        t = rng.uniform(0.5, 2, draw.one_of((), kept))
+        draw.move("temperature", t * rng.choice([-1, 1, 1], t.shape))
     draw.scalar("softcap", 3, 6)
     draw.scalar("z_loss", 0.01, 0.1)
-    draw.reduction()
-    return draw.call("cross_entropy")
-
-
-def kl_divergence_call(rng: np.random.Generator, layout: Layout) -> Call:
-    draw = Draw(rng)
-    shape, axis = layout
-    draw.staying["axis"] = axis
-    draw.move("logits", 2 * rng.normal(size=shape))
-    draw.move("target_logits", 2 * rng.normal(size=shape))
-    places = np.arange(np.prod(shape)).reshape(shape)
-    first = classes_last(places, axis, len(shape))[..., :1]
-    draw.where(np.isin(places, first))
-    draw.temperature(np.sum(places, axis=axis, keepdims=True).shape)
-    draw.uniform("sample_weight", 0.5, 2, first.shape[:-1], ())
-    draw.reduction()
-    return draw.call("kl_divergence")
-
-
-def binary_cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
-    draw = Draw(rng)
-    shape, _ = layout
-    draw.move("logits", 2 * rng.normal(size=shape))
-    if draw.chance():
-        draw.move("labels", rng.random(shape))
-    else:
-        yes = rng.random(shape) < 0.5
-        draw.staying["labels"] = draw.one_of(yes, yes.astype(np.int8))
-    shapes = ((), shape[-1:], (shape[0], *[1] * len(shape[1:])), shape)
-    draw.uniform("pos_weight", 0.5, 2, *shapes)
-    draw.uniform("sample_weight", 0.5, 2, *shapes)
-    draw.scalar("label_smoothing", 0.05, 0.4)
-    draw.reduction()
-    return draw.call("binary_cross_entropy")
-
-
-def multilabel_cross_entropy_call(rng: np.random.Generator, layout: Layout) -> Call:
-    draw = Draw(rng)
-    shape, axis = layout
-    draw.staying["axis"] = axis
-    draw.move("logits", 2 * rng.normal(size=shape))
-    yes = rng.random(shape) < 0.4
-    draw.staying["labels"] = draw.one_of(yes, yes.astype(np.int32))
-    draw.where(np.zeros(shape, bool))
-    draw.reduction()
-    return draw.call("multilabel_cross_entropy")
-
-
-def circle_loss_call(rng: np.random.Generator, layout: Layout) -> Call:
-    draw = Draw(rng)
-    shape, _ = layout
-    draw.move("positives", rng.uniform(-0.9, 0.9, shape))
-    draw.move("negatives", rng.uniform(-0.9, 0.9, shape))
-    draw.scalar("margin", 0.1, 0.4)
-    draw.scalar("scale", 2, 8)
-    if "scale" not in draw.moving:
-        # At the default 256 the product of the reference overflows.
-        draw.staying.setdefault("scale", 4.0)
-    for name in ("where_positive", "where_negative"):
-        if draw.chance():
-            draw.staying[name] = (np.arange(shape[-1]) == 0) | (rng.random(shape) < 0.7)
-    if draw.chance():
-        draw.staying["detach_weights"] = draw.chance()
-    draw.reduction()
-    return draw.call("circle_loss")
-
-
-CALLS: dict[str, Callable[[np.random.Generator, Layout], Call]] = {
-    "cross_entropy": cross_entropy_call,
-    "kl_divergence": kl_divergence_call,
-    "binary_cross_entropy": binary_cross_entropy_call,
-    "multilabel_cross_entropy": multilabel_cross_entropy_call,
-    "circle_loss": circle_loss_call,
-}
-POSITIONAL = {
-    "kl_divergence": ("logits", "target_logits"),
-    "circle_loss": ("positives", "negatives"),
-}
+    draw.staying["reduction"] = draw.one_of("none", "sum", "mean")
+    return Call(draw.moving, draw.staying)
 
 
 def value_and_gradients(
     call: Call, moving: dict[str, Any], cotangent: Any
 ) -> tuple[Any, dict[str, Any]]:
     def loss(moving):
-        named = {**jax.tree.map(jnp.asarray, arrays), **rest, **moving}
-        positional = POSITIONAL.get(call.function, ("logits", "labels"))
-        first, second = (named.pop(name) for name in positional)
-        return getattr(jaxsoft, call.function)(first, second, **named)
+        return jaxsoft.cross_entropy(
+            **jax.tree.map(jnp.asarray, arrays), **rest, **moving
+        )
 
     arrays = {n: v for n, v in call.staying.items() if isinstance(v, np.ndarray)}
     rest = {n: v for n, v in call.staying.items() if n not in arrays}
@@ -387,7 +223,7 @@ def check_call(call: Call, dtype: Any, run: Callable[..., Any]) -> None:
     """Value and all gradients, to some roundings of the largest number in each."""
 
     def meaning(**moving: Any) -> np.ndarray:
-        return REFERENCES[call.function](**call.staying, **moving)
+        return cross_entropy(**call.staying, **moving)
 
     expected = np.asarray(meaning(**call.moving))
     normal = np.random.default_rng(0).normal(size=expected.shape)
@@ -407,19 +243,6 @@ def check_call(call: Call, dtype: Any, run: Callable[..., Any]) -> None:
         assert roundings <= REFERENCE_ROUNDINGS, f"{name}: {roundings} in {call}"
 
 
-REFERENCES = {
-    "cross_entropy": cross_entropy,
-    "kl_divergence": kl_divergence,
-    "binary_cross_entropy": binary_cross_entropy,
-    "multilabel_cross_entropy": multilabel_cross_entropy,
-    "circle_loss": circle_loss,
-}
-
-
-def draw_call(function: str, seed: int, layout: Layout = ROWS_AND_CLASSES) -> Call:
-    return CALLS[function](np.random.default_rng([seed, 2511]), layout)
-
-
 def options_of(call: Call) -> tuple[Any, ...]:
     """What sets one combination apart from another."""
     kinds = {
@@ -431,49 +254,31 @@ def options_of(call: Call) -> tuple[Any, ...]:
 
 
 THOROUGH = hypothesis.settings.get_current_profile_name() == "thorough"
-# Calls of a sweep, and of the long one, which has them too.
-SWEEPS = {
-    "cross_entropy": (14, 2000 if THOROUGH else 320),
-    "kl_divergence": (6, 24),
-    "binary_cross_entropy": (10, 32),
-    "multilabel_cross_entropy": (6, 12),
-    "circle_loss": (6, 24),
-}
+# A sweep, and the long one, which has its calls too.
+SWEEPS = [14, pytest.param(2000 if THOROUGH else 320, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize(
-    ("function", "calls"),
-    [
-        pytest.param(name, calls[slow], marks=pytest.mark.slow if slow else ())
-        for name, calls in SWEEPS.items()
-        for slow in (0, 1)
-    ],
-)
+@pytest.mark.parametrize("calls", SWEEPS)
 @pytest.mark.usefixtures("x64")
-def test_random_options_against_the_definition(function, calls, record_property):
+def test_random_options_against_the_definition(calls, record_property):
     """Operation by operation: to compile as many programs takes minutes.
 
     `HYPOTHESIS_PROFILE=thorough` has more.
     """
     seen = set()
     for seed in range(calls):
-        call = draw_call(function, seed)
+        call = draw_call(seed)
         seen.add(options_of(call))
         with jax.disable_jit():
             check_call(call, jnp.float64, value_and_gradients)
-    assert len(seen) > 15 / 16 * calls or function != "cross_entropy"
+    assert len(seen) > 15 / 16 * calls
     record_property("calls", f"{calls}, {len(seen)} combinations")
 
 
 @pytest.mark.parametrize(
-    ("function", "seeds"),
-    [
-        pytest.param(name, seeds, marks=() if len(seeds) == 1 else pytest.mark.slow)
-        for name in SWEEPS
-        for seeds in ([2], range(20 if name == "cross_entropy" else 4))
-    ],
+    "seeds", [[2], pytest.param(range(20), marks=pytest.mark.slow)]
 )
-def test_random_options_compiled_in_float32(function, seeds):
+def test_random_options_compiled_in_float32(seeds):
     """In all layouts, with all float options traced."""
 
     def compiled(call, moving, cotangent):
@@ -482,5 +287,5 @@ def test_random_options_compiled_in_float32(function, seeds):
 
     layouts = [ROWS_AND_CLASSES, *OTHER_LAYOUTS]
     for seed in seeds:
-        call = draw_call(function, 1000 + seed, layouts[seed % len(layouts)])
+        call = draw_call(1000 + seed, layouts[seed % len(layouts)])
         check_call(call, jnp.float32, compiled)

@@ -1,5 +1,7 @@
 """Relative accuracy: float32 against 80 digits, and half precision rounded once."""
 
+import dataclasses
+import functools
 import math
 
 import jax
@@ -13,6 +15,7 @@ from laws import (
     as_users_have_it,
     each,
     extremes,
+    fullest,
     problem,
     program,
     value_and_pullback,
@@ -20,6 +23,7 @@ from laws import (
 
 import jaxsoft
 from evidence.points import SIZES, adversarial_rows, best_and_other
+from evidence.precision import FUNCTIONS, Rows, measured
 
 # The worst entries lie far below the maximum, where a shift of up to 128 has a rounding
 # that exp turns into 64 ulp; and there are a few roundings more. Most results get that
@@ -28,102 +32,34 @@ PROMISED_ULP = 68
 # The plain loss gets it back: 4.5 ulp at worst, and as much for another compiler.
 PROMISED_LOSS_ULP = 9
 PROMISED_RELATIVE = 1e-5
-# Below, float32 has few digits left, and processors flush to 0.
-FLUSHED = 1e-36
-
 
 of_sizes = pytest.mark.parametrize(
     "sizes", [SIZES[1::2], pytest.param(SIZES[::2], marks=pytest.mark.slow)], ids=str
 )
+NAMES = ("logsumexp", "softmax", "log_softmax", "entropy", "cross_entropy")
+OF_ROWS = [function for function in FUNCTIONS if function.name.startswith(NAMES)]
 
 
-class Measured:
-    """Collects the errors of quantities, in units of the last place of float32."""
-
-    def __init__(self):
-        self.errors: dict[str, list[np.ndarray]] = {}
-
-    def add(self, name: str, actual, expected) -> None:
-        actual, expected = np.asarray(actual, np.float64), oracle.rounded(expected)
-        assert actual.shape == expected.shape
-        shows = np.abs(expected) >= FLUSHED
-        np.testing.assert_array_less(np.abs(actual[~shows]), 2 * FLUSHED)
-        actual, expected = actual[shows], expected[shows]
-        np.testing.assert_allclose(
-            actual, expected, rtol=PROMISED_RELATIVE, err_msg=name
-        )
-        place = np.spacing(np.abs(expected).astype(np.float32))
-        self.errors.setdefault(name, []).append(np.abs(actual - expected) / place)
-
-    def report(self, record_property, promised: float = PROMISED_ULP) -> None:
-        for name, parts in self.errors.items():
-            errors = np.concatenate(parts)
-            line = (
-                f"{errors.size} numbers, median {np.median(errors):.2f} ulp, "
-                f"worst {np.max(errors):.1f} ulp"
-            )
-            print(f"{name}: {line}")
-            record_property(name, line)
-            assert np.max(errors) <= promised, name
+@functools.cache
+def rows_of(sizes: tuple[int, ...]) -> list[Rows]:
+    rng = np.random.default_rng(20251121)
+    rows = [adversarial_rows(size, rng) for size in sizes]
+    return [Rows(x, *best_and_other(x, rng)) for x in rows]
 
 
 @of_sizes
-def test_cross_entropy(sizes, rng, record_property):
-    measured = Measured()
-    each_row = as_users_have_it(jax.vmap(jax.value_and_grad(jaxsoft.cross_entropy)))
-    for size in sizes:
-        x = adversarial_rows(size, rng)
-        best, other = best_and_other(x, rng)
-        p = oracle.softmax(x)
-        for labels, where in ((best, "at"), (other, "off")):
-            loss, gradient = each_row(x, labels)
-            name = f"label {where} the maximum"
-            measured.add(f"loss, {name}", loss, oracle.cross_entropy(x, labels))
-            expected = oracle.cross_entropy_gradient(p, labels)
-            measured.add(f"gradient, {name}", gradient, expected)
-    measured.report(record_property, PROMISED_LOSS_ULP)
-
-
-@of_sizes
-def test_distributions(sizes, rng, record_property):
-    measured = Measured()
-
-    @as_users_have_it
-    def everything(x, g):
-        softmax, pull = jax.vjp(jaxsoft.softmax, x)
-        log_softmax, pull_log = jax.vjp(jaxsoft.log_softmax, x)
-        return {
-            "softmax": softmax,
-            "softmax pullback": pull(g)[0],
-            "log_softmax": log_softmax,
-            "log_softmax pullback": pull_log(g)[0],
-            "logsumexp": jaxsoft.logsumexp(x, axis=-1),
-            "logsumexp gradient": jax.grad(
-                lambda x: jnp.sum(jaxsoft.logsumexp(x, axis=-1))
-            )(x),
-            "entropy": jaxsoft.entropy(x),
-        }
-
-    for size in sizes:
-        x = adversarial_rows(size, rng)
-        # The cotangent of one class, alternately the best and another: one row of the
-        # jacobian, in which nothing has to cancel.
-        best, other = best_and_other(x, rng)
-        chosen = np.where(np.arange(len(x)) % 2, best, other)
-        g = np.eye(size, dtype=np.float32)[chosen]
-        p = oracle.softmax(x)
-        given = everything(x, g)
-        for name, expected in {
-            "softmax": p,
-            "softmax pullback": oracle.softmax_pullback(p, g),
-            "log_softmax": oracle.log_softmax(x),
-            "log_softmax pullback": oracle.log_softmax_pullback(p, g),
-            "logsumexp": oracle.logsumexp(x),
-            "logsumexp gradient": p,
-            "entropy": oracle.entropy(x),
-        }.items():
-            measured.add(name, given[name], expected)
-    measured.report(record_property)
+@pytest.mark.parametrize("function", OF_ROWS, ids=lambda function: function.name)
+def test_digits(function, sizes, record_property):
+    """As `python -m evidence` measures them, beside the peers and in every dtype."""
+    ours = dataclasses.replace(function, of={"jaxsoft": function.of["jaxsoft"]})
+    (entry,) = measured(ours, "float32", rows_of(sizes), as_users_have_it)
+    promised = PROMISED_LOSS_ULP if "label" in function.name else PROMISED_ULP
+    for what in ("value", "gradient"):
+        if what in entry:
+            worst = entry[what]["worst_ulp"]
+            record_property(f"{function.name}, {what}", f"worst {worst:.1f} ulp")
+            assert worst <= promised, f"{function.name}, float32: {entry[what]}"
+            assert entry[what]["wrong_share"] == 0, function.name
 
 
 @of_sizes
@@ -148,30 +84,6 @@ def test_entropy_gradient(sizes, rng, record_property):
     assert np.max(errors) <= PROMISED_ULP
 
 
-@of_sizes
-def test_temperature_keeps_the_digits(sizes, rng, record_property):
-    """Dividing by a temperature that is no power of 2 costs no digit either."""
-    measured = Measured()
-    tau = np.float32(0.7)
-    exact_tau = oracle.exact(tau).item()
-    each_row = as_users_have_it(
-        jax.vmap(
-            jax.value_and_grad(
-                lambda x, y: jaxsoft.cross_entropy(x, y, temperature=tau)
-            )
-        )
-    )
-    for size in sizes:
-        x = adversarial_rows(size, rng)
-        best = np.argmax(x, axis=-1)
-        loss, gradient = each_row(x, best)
-        u = oracle.exact(x) / exact_tau
-        measured.add("loss", loss, oracle.cross_entropy(u, best))
-        expected = oracle.cross_entropy_gradient(oracle.softmax(u), best) / exact_tau
-        measured.add("gradient", gradient, expected)
-    measured.report(record_property)
-
-
 def test_shift_invariance(rng):
     """Adding 1000 to logits on which that is exact changes no bit of p and loss."""
     x = rng.integers(-(2**10), 2**10, (20, 17)).astype(np.float32) / 64
@@ -192,10 +104,13 @@ def test_shift_invariance(rng):
 
 
 # The products of a linear head round their factors: test_linear.py.
+DENSE = [law for law in LAWS if law.kinds[0] != "hidden"]
+
+
 @pytest.mark.parametrize(
     "dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
 )
-@each(law for law in LAWS if law.kinds[0] != "hidden")
+@each(DENSE, slow=[law for law in DENSE if law not in fullest(DENSE).values()])
 def test_half_precision_is_float32_rounded_once(law: Law, dtype: str, form):
     """Value and gradient are those of the same numbers in float32, rounded once.
 

@@ -44,40 +44,45 @@ LOGITS = floats([*AWKWARD, np.inf])
 # From 8.5e37 on, 1 / temperature is subnormal, and processors flush it to 0.
 TEMPERATURES = floats(AWKWARD[:-1]).filter(lambda t: abs(t) < 1e37)
 
-# Of logits and others along an axis.
+
+def of_logits(name: str) -> Any:
+    return lambda x, y, labels, **options: getattr(jaxsoft, name)(x, **options)
+
+
+def divergence(x, y, labels, **options):
+    return jaxsoft.kl_divergence(y, x, **options)
+
+
+def loss(x, y, labels, **options):
+    return jaxsoft.cross_entropy(x, labels, **options)
+
+
+def multilabel(x, y, labels, temperature, **options):
+    return jaxsoft.multilabel_cross_entropy(x, y > 0, **options)
+
+
+ALONE = ("logsumexp", "logmeanexp", "softmax", "log_softmax", "entropy")
+ALONE += ("boltzmann_max", "softargmax")
+# Of logits, others and labels along an axis.
 OF_ROWS: dict[str, Any] = {
-    "logsumexp": lambda x, y, labels, **options: jaxsoft.logsumexp(x, **options),
-    "logmeanexp": lambda x, y, labels, **options: jaxsoft.logmeanexp(x, **options),
-    "softmax": lambda x, y, labels, **options: jaxsoft.softmax(x, **options),
-    "log_softmax": lambda x, y, labels, **options: jaxsoft.log_softmax(x, **options),
-    "entropy": lambda x, y, labels, **options: jaxsoft.entropy(x, **options),
-    "boltzmann_max": lambda x, y, labels, **options: jaxsoft.boltzmann_max(
-        x, **options
-    ),
-    "softargmax": lambda x, y, labels, **options: jaxsoft.softargmax(x, **options),
-    "kl_divergence": lambda x, y, labels, **options: jaxsoft.kl_divergence(
-        x, y, **options
-    ),
-    "cross_entropy": lambda x, y, labels, **options: jaxsoft.cross_entropy(
-        x, labels, **options
-    ),
-    "cross_entropy, z_loss": lambda x, y, labels, **options: jaxsoft.cross_entropy(
-        x, labels, z_loss=0.1, label_smoothing=0.1, **options
-    ),
-    "multilabel_cross_entropy": (
-        lambda x, y, labels, temperature, **options: jaxsoft.multilabel_cross_entropy(
-            x, y > 0, **options
-        )
-    ),
+    **{name: of_logits(name) for name in ALONE},
+    "kl_divergence": divergence,
+    "cross_entropy": loss,
+    "cross_entropy, z_loss": functools.partial(loss, z_loss=0.1, label_smoothing=0.1),
+    "multilabel_cross_entropy": multilabel,
 }
-# Of numbers.
+
+
+def of_numbers(name: str) -> Any:
+    """The function of x, or of x and y where it has two arguments."""
+    f, of_two = getattr(jaxsoft, name), name in ("smooth_maximum", "smooth_minimum")
+    return lambda x, y, t: f(*((x, y) if of_two else (x,)), temperature=t)
+
+
+ELEMENTWISE = ("softplus", "smooth_abs", "smooth_sign", "smooth_step")
+ELEMENTWISE += ("smooth_maximum", "smooth_minimum")
 OF_NUMBERS: dict[str, Any] = {
-    "softplus": lambda x, y, t: jaxsoft.softplus(x, temperature=t),
-    "smooth_abs": lambda x, y, t: jaxsoft.smooth_abs(x, temperature=t),
-    "smooth_sign": lambda x, y, t: jaxsoft.smooth_sign(x, temperature=t),
-    "smooth_step": lambda x, y, t: jaxsoft.smooth_step(x, temperature=t),
-    "smooth_maximum": lambda x, y, t: jaxsoft.smooth_maximum(x, y, temperature=t),
-    "smooth_minimum": lambda x, y, t: jaxsoft.smooth_minimum(x, y, temperature=t),
+    **{name: of_numbers(name) for name in ELEMENTWISE},
     "smooth_clip": lambda x, y, t: jaxsoft.smooth_clip(x, -1.0, y, temperature=t),
     "binary_cross_entropy": lambda x, y, t: jaxsoft.binary_cross_entropy(x, y > 0),
 }
@@ -99,20 +104,16 @@ def program(axis: Any) -> Any:
         # Of its own for each, or infinite derivatives of both signs would be summed.
         per_row = jnp.sum(where, axis, keepdims=True).shape
         for name, function in OF_ROWS.items():
-
-            def of_rows(x, t, function=function):
-                options = {"axis": axis, "where": where, "temperature": t}
-                return function(x, y, labels, **options)
-
-            results[name] = derivatives(of_rows, x, jnp.broadcast_to(t, per_row))
-        x_or_0, y_or_0 = (jnp.where(where, v, 0) for v in (x, y))
-        for name, function in OF_NUMBERS.items():
-
-            def of_numbers(x, t, function=function):
-                return function(x, y_or_0, t)
-
+            f = functools.partial(function, labels=labels, axis=axis, where=where)
             results[name] = derivatives(
-                of_numbers, x_or_0, jnp.broadcast_to(t, x.shape)
+                lambda x, t, f=f: f(x, y, temperature=t),
+                x,
+                jnp.broadcast_to(t, per_row),
+            )
+        x_or_0, y_or_0 = (jnp.where(where, v, 0) for v in (x, y))
+        for name, f in OF_NUMBERS.items():
+            results[name] = derivatives(
+                lambda x, t, f=f: f(x, y_or_0, t), x_or_0, jnp.broadcast_to(t, x.shape)
             )
         return results
 
@@ -122,12 +123,9 @@ def program(axis: Any) -> Any:
 def by_rows(x: Any, axis: Any) -> np.ndarray:
     """Of shape (rows, classes), the classes in the order of axis."""
     x = np.asarray(x)
-    axes = [
-        int(a) % x.ndim for a in (range(x.ndim) if axis is None else np.ravel(axis))
-    ]
+    axes = [a % x.ndim for a in (range(x.ndim) if axis is None else np.ravel(axis))]
     rows = [i for i in range(x.ndim) if i not in axes]
-    count = int(np.prod([x.shape[i] for i in rows]))
-    classes = int(np.prod([x.shape[a] for a in axes]))
+    count, classes = (int(np.prod([x.shape[i] for i in of])) for of in (rows, axes))
     return np.transpose(x, (*rows, *axes)).reshape(count, classes)
 
 

@@ -1,8 +1,6 @@
 """The smooth maxima and softargmax against their formulas, at the edges and over them.
 
-The formulas are those of the oracle, at 150 digits and with exponents without limit,
-and their derivatives are central differences of them. A function is compiled once for
-each dtype: all rows of four numbers pass through that program, `COUNT` at a time.
+How they are compared, and through which programs: rows.py.
 """
 
 import functools
@@ -14,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from laws import as_users_have_it, assert_within
+import rows
+from laws import assert_within
+from rows import TEMPERATURES, as_float64, every_dtype, in_dtype, in_range
 
 import jaxsoft
 from jaxsoft import smooth_max, smooth_min, softargmax
 
-TEMPERATURES = [0.0, 1e-38, 1e-6, 1e-3, 1.0, 1e3]
 ROWS = [
     [0.0, 0.0, 0.0, 0.0],
     [1e-3, -1e-3, 0.0, 1e-3],
@@ -36,69 +35,25 @@ POSITIONS = np.arange(4.0)
 MAXIMA = ["smooth_max", "smooth_min", "boltzmann_max"]
 FUNCTIONS = [*MAXIMA, "softargmax"]
 
-SLOW = pytest.mark.slow
-every_dtype = pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("bfloat16", marks=SLOW), "float16"]
-)
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
-COUNT = 128
 
-
-@functools.cache
-def program(name: str) -> Any:
-    """Value, and derivatives in the rows, the temperature and the positions."""
-
-    def of_row(x, t, positions):
-        given = {} if name in MAXIMA else {"positions": positions}
-        return getattr(jaxsoft, name)(x, -1, temperature=t, **given)
-
-    def both(x, t, positions):
-        value, pull = jax.vjp(of_row, x, t, positions)
-        return value, *pull(jnp.ones_like(value))
-
-    return as_users_have_it(jax.vmap(both, (0, 0, None)))
+def arguments_of(name: str, x: Any, t: Any, positions: Any = POSITIONS) -> list[Any]:
+    """Rows of the logits, of the positions where there are some, of the temperature."""
+    x = np.asarray(x)
+    t = np.broadcast_to(t, (len(x), 1))
+    return [x, t] if name in MAXIMA else [x, np.broadcast_to(positions, x.shape), t]
 
 
 def value_and_slopes(
     name: str, x: Any, t: Any, positions: Any = POSITIONS, dtype: Any = "float32"
-) -> dict[str, np.ndarray]:
-    """Of rows x of shape (n, 4) of that dtype, at temperatures of shape (n, 1)."""
-    with np.errstate(over="ignore"):  # 1e8 is infinite in float16
-        x = jnp.asarray(x, dtype)
-    t = jnp.asarray(np.broadcast_to(t, (len(x), 1)), jnp.float32)
-    size = -(-len(x) // COUNT) * COUNT
-    padded = jnp.asarray(np.resize(x, (size, 4))), jnp.asarray(np.resize(t, (size, 1)))
-    parts = [
-        program(name)(
-            *(v[start : start + COUNT] for v in padded), np.float32(positions)
-        )
-        for start in range(0, size, COUNT)
-    ]
-    results = [
-        np.concatenate([*map(np.asarray, part)])[: len(x)] for part in zip(*parts)
-    ]
-    return dict(zip(("value", "x", "temperature", "positions"), results))
+) -> list[np.ndarray]:
+    arguments = arguments_of(name, x, t, positions)
+    return rows.value_and_slopes(name, *arguments, dtype=dtype)
 
 
 def value_of(name: str, x: Any, t: Any, dtype: Any = "float32") -> np.ndarray:
-    return value_and_slopes(name, x, t, dtype=dtype)["value"].reshape(-1)
-
-
-def as_float64(v: Any) -> np.ndarray:
-    return np.asarray(v).astype(np.float64)
-
-
-def meaning(name: str, x: np.ndarray, t: np.ndarray) -> dict[str, np.ndarray]:
-    """The oracle's value and derivatives, for float64 rows and temperatures."""
-
-    def f(x, positions, temperature):
-        given = {} if name in MAXIMA else {"positions": positions}
-        return getattr(oracle, name)(x, temperature=temperature, **given)
-
-    positions = np.broadcast_to(POSITIONS, x.shape)
-    results = oracle.value_and_slopes(f, [oracle.at_limit(x), positions], t)
-    return dict(zip(("value", "x", "positions", "temperature"), results))
+    return value_and_slopes(name, x, t, dtype=dtype)[0]
 
 
 def scales(name: str, x: np.ndarray, t: np.ndarray, wanted: Any) -> dict[str, Any]:
@@ -114,34 +69,13 @@ def scales(name: str, x: np.ndarray, t: np.ndarray, wanted: Any) -> dict[str, An
     top = np.where(of_max, np.max(x, 1, keepdims=True), np.min(x, 1, keepdims=True))
     in_t = np.sum(in_x * np.abs(x - top) / np.abs(t), 1, keepdims=True)
     largest = np.abs(top) if own else np.max(POSITIONS)
+    in_positions = {} if name in MAXIMA else {"derivative in positions": p}
     return {
-        "value": np.abs(wanted["value"]) + largest,
-        "x": in_x,
-        "positions": p,
-        "temperature": np.abs(wanted["temperature"]) + in_t,
+        "value": np.abs(wanted[0]) + largest,
+        "derivative in x": in_x,
+        **in_positions,
+        "derivative in temperature": np.abs(wanted[-1]) + in_t,
     }
-
-
-def assert_accurate(name: str, x: Any, t: Any, dtype: str) -> None:
-    actual = value_and_slopes(name, x, t, dtype=dtype)
-    with np.errstate(over="ignore"):
-        x = as_float64(jnp.asarray(x, dtype))
-    t = as_float64(np.float32(np.broadcast_to(t, (len(x), 1))))
-    wanted = meaning(name, x, t)
-    assert actual["value"].dtype == (dtype if name in MAXIMA else "float32")
-    assert actual["x"].dtype == dtype
-    for what, scale in scales(name, x, t, wanted).items():
-        a, w = actual[what].reshape(wanted[what].shape), wanted[what]
-        limits = jnp.finfo(a.dtype)
-        largest = float(limits.max)
-        over = np.inf if what == "value" else largest
-        w = np.where(np.abs(w) > largest, np.copysign(over, w), w)
-        # A dozen operations in float32, then the rounding of the result.
-        own = np.where(np.isinf(w), 0, np.abs(w)) * float(limits.eps)
-        of_terms = np.where(scale < float(oracle.FAR) / 1000, scale, 0) * 16 * 2.0**-23
-        floor = 1e-34 / np.maximum(np.abs(t), 1e-6) + float(limits.smallest_subnormal)
-        allowed = 0.51 * own + of_terms + floor
-        assert_within(a, w, allowed, f"{name}, {dtype}: {what}")
 
 
 @every_dtype
@@ -157,16 +91,30 @@ def test_values_and_derivatives_to_every_digit(name, dtype, rng):
         signs = rng.choice([-1, 1], (60, 1))
         x = np.concatenate([x, more])
         t = np.concatenate([t, signs * 10 ** rng.uniform(-3, 3, (60, 1))])
-    assert_accurate(name, x, t, dtype)
+    given = in_dtype(dtype, *arguments_of(name, x, t))
+    results = rows.value_and_slopes(name, *given, dtype=dtype)
+    assert results[0].dtype == (dtype if name in MAXIMA else "float32")
+    assert results[1].dtype == dtype
+    meant = rows.meaning(name, *given, dtype=dtype)
+    x, t = as_float64(given[0]), as_float64(given[-1])
+    of_terms = scales(name, x, t, meant)
+    for (what, scale), a, w in zip(of_terms.items(), results, meant, strict=True):
+        a, limits = a.reshape(w.shape), jnp.finfo(a.dtype)
+        w = in_range(w, a.dtype, what)
+        # A dozen operations in float32, then the rounding of the result.
+        own = np.where(np.isinf(w), 0, np.abs(w)) * float(limits.eps)
+        terms = np.where(scale < float(oracle.FAR) / 1000, scale, 0) * 16 * 2.0**-23
+        floor = 1e-34 / np.maximum(np.abs(t), 1e-6) + float(limits.smallest_subnormal)
+        assert_within(a, w, 0.51 * own + terms + floor, f"{name}, {dtype}: {what}")
 
 
 def test_a_sure_model_keeps_the_digits_of_the_others():
     x = np.array([[40.0, 0.0, 1.0, 2.0]])
     p = oracle.rounded(oracle.softmax(x))[0, 1:]
-    slope = value_and_slopes("softargmax", x, 1.0, [5.0, 1.0, 7.0, 9.0])["x"][0]
+    slope = value_and_slopes("softargmax", x, 1.0, [5.0, 1.0, 7.0, 9.0])[1][0]
     others = p * [-4, 2, 4]
     np.testing.assert_allclose(slope, [-np.sum(others), *others], rtol=1e-6)
-    slope = value_and_slopes("boltzmann_max", x, 1.0)["x"][0]
+    slope = value_and_slopes("boltzmann_max", x, 1.0)[1][0]
     np.testing.assert_allclose(slope[1:], p * [-39, -38, -37], rtol=1e-6)
 
 
@@ -178,7 +126,9 @@ def test_second_derivatives_are_finite_at_the_edges(name):
     def f(x, t):
         return getattr(jaxsoft, name)(x, -1, temperature=t)
 
-    chex.assert_tree_all_finite(jax.jit(jax.vmap(jax.hessian(f, (0, 1))))(x, t))
+    hessians = jax.jit(jax.vmap(jax.hessian(f, (0, 1))))(x, t)
+    for hessian in jax.tree.leaves(hessians):
+        assert np.all(np.isfinite(hessian)), name
 
 
 # Axes, masks, temperature, positions.
@@ -211,31 +161,8 @@ def test_axes_mask_and_keepdims(name, rng):
     chex.assert_shape(result["kept"], (2, 1, 1))
     np.testing.assert_array_equal(result["kept"][:, 0, 0], out)
     np.testing.assert_allclose(*result["of all"], rtol=1e-6)
-    kept = np.moveaxis(np.asarray(x), 1, -1)[0][np.moveaxis(np.asarray(mask), 1, -1)[0]]
-    if name in MAXIMA:
-        np.testing.assert_allclose(out[0], jax.jit(f)(kept), rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, *result["slopes"])
     assert np.all(np.where(mask, 0, result["slopes"][1][1]) == 0)
-
-
-@every_function
-def test_nothing_included(name):
-    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
-    mask = jnp.array([[True, True], [False, False]])
-    wanted = {"smooth_min": np.inf, "softargmax": 0.0}.get(name, -np.inf)
-    f = getattr(jaxsoft, name)
-
-    @jax.jit
-    def of_second_row(x, t):
-        out, pull = jax.vjp(lambda x, t: f(x, 1, mask, temperature=t), x, t)
-        return out, *pull(jnp.array([0.0, 1.0])), f(jnp.zeros((0,)))
-
-    for t in (0.0, 0.5):
-        out, in_x, in_t, of_nothing = of_second_row(x, t)
-        assert out[1] == of_nothing == wanted
-        assert jnp.isfinite(out[0])
-        np.testing.assert_array_equal(in_x, 0)
-        assert in_t == 0
 
 
 @pytest.mark.parametrize("name", MAXIMA)
@@ -250,30 +177,9 @@ def test_temperature_zero_is_the_hard_function(name):
         np.testing.assert_array_equal(value_of(name, x, t), hard, f"{name} at {t!r}")
 
 
-def test_softargmax_at_temperature_zero_is_the_mean_of_the_ties():
-    x = [[1.0, 3.0, 2.0, 3.0], [0.0, -1.0, -2.0, -5.0], [2.0, 2.0, 2.0, 2.0]]
-    x, wanted = np.float32([*x, [5.0, 2.0, 9.0, 3.0]]), [2, 0, 1.5, 1]
-    t = np.array([[0.0], [-0.0], [0.0], [-1e-6]])
-    np.testing.assert_array_equal(value_of("softargmax", x, t), wanted)
-    static = jax.jit(lambda x: softargmax(x, temperature=0.0))(x[:3])
-    np.testing.assert_array_equal(static, wanted[:3])
-    assert jax.jit(lambda x: softargmax(x, temperature=-1e-6))(x[3]) == 1
-
-
-def test_negative_temperature_turns_max_into_min(rng):
+def test_without_a_temperature_smooth_max_is_logsumexp(rng):
     x = np.float32(rng.normal(size=(40, 4)))
-    # At temperature 1 the number is known, and rounded less often.
-    same = functools.partial(np.testing.assert_allclose, rtol=3e-7)
-    for t in (0.01, 1.0, 30.0):
-        low = value_of("smooth_min", x, t)
-        same(low, -value_of("smooth_max", -x, t))
-        same(low, value_of("smooth_max", x, -t))
-        same(value_of("smooth_min", x, -t), value_of("smooth_max", x, t))
-        boltzmann = value_of("boltzmann_max", x, -t)
-        same(boltzmann, -value_of("boltzmann_max", -x, t))
-        same(value_of("softargmax", x, -t), value_of("softargmax", -x, t))
-    without = jax.jit(lambda x: (smooth_max(x, 1), jaxsoft.logsumexp(x, 1)))(x)
-    np.testing.assert_allclose(*without, rtol=3e-7)
+    np.testing.assert_allclose(smooth_max(x, 1), jaxsoft.logsumexp(x, 1), rtol=3e-7)
 
 
 @every_dtype
@@ -302,10 +208,8 @@ def test_positions(rng):
     x = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
     along, grid = [10.0, -5.0, 2.5], np.float32(rng.normal(size=(3, 4)))
     # The position of what does not count is nobody's.
-    odd, mask = (
-        jnp.array([10.0, jnp.nan, jnp.inf]),
-        jnp.array([[True], [False], [False]]),
-    )
+    odd = jnp.array([10.0, jnp.nan, jnp.inf])
+    mask = jnp.array([[True], [False], [False]])
     g = jnp.array([2.0, -1.0])
 
     @jax.jit
@@ -360,29 +264,28 @@ def test_unsigned_integers_have_a_minimum():
 
 def test_softargmax_of_ties_at_a_tiny_temperature():
     """The derivative in x stops at the largest number; that in temperature is 0."""
-
-    def of_ties(x, temperature):
-        return softargmax(x, temperature=temperature, positions=jnp.array([0.0, 1e3]))
-
-    @jax.jit
-    def slopes(x, t):
-        return *jax.grad(of_ties, (0, 1))(x, t), jax.jvp(
-            lambda t: of_ties(x, t), (t,), (1.0,)
-        )[1]
-
-    in_x, in_temperature, tangent = slopes(jnp.zeros(2), jnp.float32(1e-37))
+    x, positions = np.zeros((1, 4)), [0.0, 1e3, 0.0, 1e3]
+    _, in_x, _, in_t = value_and_slopes("softargmax", x, 1e-37, positions)
     largest = jnp.finfo(jnp.float32).max
-    np.testing.assert_array_equal(in_x, [-largest, largest])
-    assert in_temperature == tangent == 0
+    np.testing.assert_array_equal(in_x, [[-largest, largest] * 2])
+    assert in_t == 0
+
+    def at(t):
+        return softargmax(x, temperature=t, positions=jnp.array(positions))
+
+    assert jax.jvp(at, (jnp.float32(1e-37),), (1.0,))[1] == 0
 
 
 @pytest.mark.parametrize(
     "function",
     [
         jaxsoft.softargmax,
-        pytest.param(jaxsoft.smooth_step, marks=SLOW),
-        pytest.param(
-            functools.partial(jaxsoft.smooth_clip, lower=0.0, upper=1.0), marks=SLOW
+        *(
+            pytest.param(function, marks=pytest.mark.slow)
+            for function in (
+                jaxsoft.smooth_step,
+                functools.partial(jaxsoft.smooth_clip, lower=0.0, upper=1.0),
+            )
         ),
     ],
 )

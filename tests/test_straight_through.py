@@ -1,14 +1,15 @@
 """straight_through: the value is that of `hard` and nothing else, the derivative that
-of `soft`, and `soft` is not there where nothing is differentiated."""
+of `soft`, and `soft` is not there where nothing is differentiated.
 
-import functools
+Under every transformation, and in all nestings: the tests of the laws. What it raises:
+test_errors.py.
+"""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from jaxsoft import smooth_step, softplus, straight_through
 
@@ -25,48 +26,23 @@ step = straight_through(hard_step, soft_step)
 X = jnp.array([-1.5, 0.0, 0.25, 3.0])
 
 
-class TestValueAndDerivatives(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_value_of_hard_derivative_of_soft(self):
-        np.testing.assert_array_equal(self.variant(step)(X), hard_step(X))
-        g = jnp.array([1.0, 2.0, -1.0, 0.5])
+@pytest.mark.parametrize("jit", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_value_of_hard_derivative_of_soft(jit):
+    np.testing.assert_array_equal(jit(step)(X), hard_step(X))
+    g = jnp.array([1.0, 2.0, -1.0, 0.5])
 
-        def pulled(f, x):
-            value, pull = jax.vjp(f, x)
-            return value, pull(g)[0]
+    def pulled(f, x):
+        value, pull = jax.vjp(f, x)
+        return value, pull(g)[0]
 
-        def pushed(f, x):
-            return jax.jvp(f, (x,), (g,))
+    def pushed(f, x):
+        return jax.jvp(f, (x,), (g,))
 
-        for derivative in (pulled, pushed):
-            value, slope = self.variant(lambda x, d=derivative: d(step, x))(X)
-            _, wanted = jax.jit(lambda x, d=derivative: d(soft_step, x))(X)
-            np.testing.assert_array_equal(value, hard_step(X))
-            np.testing.assert_allclose(slope, wanted, rtol=1e-6)
-
-
-def test_every_nesting_is_that_of_soft(x64):
-    x = jnp.array([0.3, -0.2])
-
-    def hard(x):
-        return jnp.sum(jnp.abs(x)) * x
-
-    def soft(x):
-        return jnp.sum(jnp.sin(x)) * x
-
-    f = straight_through(hard, soft)
-    modes = (jax.jacfwd, jax.jacrev)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def every_nesting(f, x):
-        seconds = [outer(inner(f))(x) for outer in modes for inner in modes]
-        third = jax.jacfwd(jax.jacrev(jax.jacrev(f)))(x)
-        return *seconds, jax.linearize(f, x)[1](x), third
-
-    for actual, wanted in zip(every_nesting(f, x), every_nesting(soft, x)):
-        # The last is the third derivative.
-        rtol = 1e-13 if wanted.ndim == 4 else 1e-14
-        np.testing.assert_allclose(actual, wanted, rtol=rtol)
+    for derivative in (pulled, pushed):
+        value, slope = jit(lambda x, d=derivative: d(step, x))(X)
+        _, wanted = jit(lambda x, d=derivative: d(soft_step, x))(X)
+        np.testing.assert_array_equal(value, hard_step(X))
+        np.testing.assert_allclose(slope, wanted, rtol=1e-6)
 
 
 def test_values_are_bit_exact_where_sums_would_not_be():
@@ -176,11 +152,6 @@ def test_what_the_functions_close_over_is_differentiated():
     wanted = (jnp.sum(outer * x * v), jnp.sum(outer * w * x), outer * w * v)
     for grad in (jax.grad(loss, (0, 1, 2)), jax.jit(jax.grad(loss, (0, 1, 2)))):
         chex.assert_trees_all_close(grad(w, v, x), wanted, rtol=1e-6)
-    many = jax.vmap(jax.grad(loss, (0, 1, 2)), (0, None, None))(
-        jnp.array([w, -w]), v, x
-    )
-    np.testing.assert_allclose(many[0][0], wanted[0], rtol=1e-6)
-    np.testing.assert_allclose(many[2][0], wanted[2], rtol=1e-6)
 
 
 def test_what_does_not_move_is_not_computed():
@@ -191,41 +162,10 @@ def test_what_does_not_move_is_not_computed():
     assert program.count("dot_general[") == 2
 
 
-def test_under_the_transformations_of_a_training_loop():
-    def through(x):
-        return jnp.sum(step(x, temperature=0.5) * jnp.arange(4.0))
-
-    def soft_through(x):
-        return jnp.sum(soft_step(x, 0.5) * jnp.arange(4.0))
-
-    def scanned(x):
-        return jax.lax.scan(lambda c, _: (c + through(x), None), 0.0, length=3)[0]
-
-    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = PartitionSpec("i")
-    sharded = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec)
-
-    @jax.jit
-    def slopes(x, g):
-        wanted = jax.grad(soft_through)(x)
-        of_rows = jax.vmap(jax.grad(through))(jnp.stack([x, x[::-1]]))
-        of_sharded, of_soft = (jax.vjp(f, x)[1](g)[0] for f in (sharded, soft_step))
-        return [
-            (jax.grad(jax.checkpoint(through))(x), wanted),
-            (of_rows[0], wanted),
-            (jax.grad(scanned)(x), 3 * wanted),
-            (of_sharded, of_soft),
-        ]
-
-    for ours, of_soft in slopes(X, jnp.arange(4.0)):
-        np.testing.assert_allclose(ours, of_soft, rtol=1e-6)
-
-
 def test_random_keys_and_half_precision():
     def hard(key, x):
-        return (jax.random.uniform(key, x.shape, x.dtype) < soft_step(x)).astype(
-            x.dtype
-        )
+        is_one = jax.random.uniform(key, x.shape, x.dtype) < soft_step(x)
+        return is_one.astype(x.dtype)
 
     sample = straight_through(hard, lambda key, x: soft_step(x))
     key, x = jax.random.key(0), jnp.linspace(-1, 1, 5, dtype=jnp.bfloat16)
@@ -236,38 +176,6 @@ def test_random_keys_and_half_precision():
     np.testing.assert_array_equal(
         jax.vmap(sample, (0, None))(keys, x)[1], sample(keys[1], x)
     )
-
-
-@pytest.mark.parametrize(
-    ("error", "hard", "soft", "text"),
-    [
-        (TypeError, jnp.sign, 1.0, "soft must be a function; got float"),
-        (TypeError, None, jnp.sign, "hard must be a function; got NoneType"),
-        (
-            ValueError,
-            jnp.sign,
-            jnp.sum,
-            "hard and soft must return the same shapes; got (4,) and ()",
-        ),
-        (
-            TypeError,
-            jnp.argmax,
-            jnp.sum,
-            "hard and soft must return the same dtypes; got int32 and float32",
-        ),
-        (
-            TypeError,
-            jnp.sign,
-            lambda x: (x,),
-            "hard and soft must return the same tree; "
-            "got PyTreeDef(*) and PyTreeDef((*,))",
-        ),
-    ],
-)
-def test_errors_name_what_differs(error, hard, soft, text):
-    with pytest.raises(error) as raised:
-        straight_through(hard, soft)(X)
-    assert str(raised.value) == f"straight_through: {text}"
 
 
 def test_the_wrapped_function_keeps_the_name_of_hard():

@@ -195,16 +195,17 @@ def of_all_nestings(law: Law):
     return functools.partial(under_scan_of_vmap, of)
 
 
-# A loop over chunks in every rule, and rules that are those of another function.
-LONG = [
-    law
-    for law in PLAINEST.values()
-    if law.kinds[0] == "hidden"
-    or law.name in ("smooth_abs", "smooth_sign", "smooth_step", "smooth_minimum")
-]
+# Of each kind of rule one; the nestings of the others run with what is slow.
+IN_FULL = ("logsumexp", "softmax", "log_softmax", "entropy", "softplus")
+IN_FULL += ("cross_entropy_probabilities", "straight_through")
+OTHERS = [law for law in LAWS if law.name not in IN_FULL]
+# Rules of which the laws beside them have the parts: logits, probabilities, means.
+PARTS = ("linear_cross_entropy_options", "linear_cross_entropy_mean")
+PARTS += ("linear_log_probs", "cross_entropy_probabilities_options")
+PARTS += ("smooth_step", "smooth_minimum")
 
 
-@each(PLAINEST.values(), slow=LONG)
+@each(PLAINEST.values(), slow=OTHERS)
 @pytest.mark.usefixtures("x64")
 def test_every_derivative_under_jit_scan_vmap_and_checkpoint(law: Law, form):
     check_derivatives(law, of_all_nestings, form)
@@ -216,7 +217,7 @@ def of_some(law: Law):
     )
 
 
-@each(law for law in LAWS if law not in PLAINEST.values() or law in LONG)
+@each(OTHERS, slow=[law for law in OTHERS if law.name in PARTS])
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_the_other_laws_under_jit_and_vmap(law: Law, form):
     check_derivatives(law, of_some, form)
@@ -253,7 +254,7 @@ def test_checkify(law: Law, form):
     assert f"got label {np.max(bad[labels])}" in message
 
 
-@every_function
+@each(PLAINEST.values(), slow=OTHERS)
 def test_shard_map_exported_and_back_with_a_donated_buffer(law: Law, form):
     given, _, cotangent = problem(law)
     specs = [
