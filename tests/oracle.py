@@ -179,14 +179,16 @@ def cross_entropy(
     spread = _sum_of_products(np.where(included, w, MP.zero), nll)
     smooth = eps * spread / np.sum(included, axis=-1)
     row_loss = (1 - eps) * _sum_of_products(q * w, nll) + smooth
-    if z:
-        lse = [
-            MP.log(np.sum(exp(u)))
-            for _, _, u, _ in _included_rows(x, where, temperature)
-        ]
-        row_loss = row_loss + z * np.array(lse) ** 2
     row_loss = np.where(counted, v * row_loss, MP.zero)
-    return _reduced(row_loss, weight_in_mean[counted], reduction)
+    loss = _reduced(row_loss, weight_in_mean[counted], reduction)
+    if not z:
+        return loss
+    # In a mean, class weights do not rescale this part.
+    lse = [
+        MP.log(np.sum(exp(u))) for _, _, u, _ in _included_rows(x, where, temperature)
+    ]
+    square = np.where(counted, v * z * np.array(lse) ** 2, MP.zero)
+    return loss + _reduced(square, v[counted], reduction)
 
 
 def _capped(x: Numbers, softcap: Any) -> Numbers:

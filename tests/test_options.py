@@ -87,8 +87,12 @@ def cross_entropy(
         q = classes_last(labels, axis, len(shape))
     loss = (1 - label_smoothing) * np.sum(-q * w * log_p, axis=-1)
     spread = np.sum(np.where(included, -w * log_p, 0), axis=-1)
-    loss = loss + label_smoothing / np.sum(included, axis=-1) * spread + z_loss * lse**2
-    return reduced(np.where(counted, v * loss, 0), weight_in_mean, reduction)
+    loss = loss + label_smoothing / np.sum(included, axis=-1) * spread
+    v = np.where(counted, v, 0)
+    # In a mean, class weights do not rescale the z-loss.
+    return reduced(v * loss, weight_in_mean, reduction) + reduced(
+        v * z_loss * lse**2, v, reduction
+    )
 
 
 def complex_steps(

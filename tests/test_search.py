@@ -211,7 +211,9 @@ def check_formulas(results: Any, x: Any, where: Any, labels: Any, axis: Any, t: 
     if np.any(np.abs(x[where & (x != 0)]) < 1e-30):
         return  # by what these differ is flushed to 0
     with MP.workdps(DIGITS):
-        tau = oracle.exact(t).item() if abs(t) >= FLOAT32.tiny else COLD
+        tau = oracle.exact(t).item()
+        if abs(t) < FLOAT32.tiny:
+            tau = -COLD if t < 0 else COLD
         x = oracle.at_limit(x, FAR)
         rows = zip(by_rows(x, axis), by_rows(where, axis), np.ravel(labels))
         for row, (numbers, counts, label) in enumerate(rows):
