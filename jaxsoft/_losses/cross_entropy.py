@@ -116,8 +116,9 @@ def cross_entropy(
             ``z_loss``, by the sum of ``sample_weight``. A mean without any weight is 0.
         check_labels: makes an invalid label an error under
             `jax.experimental.checkify`.
-        axis_name: mesh axis (or tuple of them) over which the classes are split, inside
-            `jax.shard_map`: logits, ``where`` and label probabilities hold the classes
+        axis_name: mesh axis (or tuple of them) over which the classes are split (never
+            that of the batch, whose mean is a quotient of two sums, see `loss_weight`),
+            inside `jax.shard_map`: logits, ``where`` and label probabilities hold the classes
             of this device, ``class_weight`` those or all; labels are global indices,
             and every device gets the loss of the whole.
 
