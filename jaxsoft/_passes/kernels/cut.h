@@ -4,13 +4,14 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "sums.h"
+#include "write.h"
 
 namespace jaxsoft {
 namespace {
 
-// Rows of up to so many classes are taken kLanes at a time.
-constexpr int64_t kShortRow = 64;
+// Rows of up to so many classes are taken kLanes at a time. Of 100 classes that takes
+// half the time; kLanes rows of 128 fall into the same few sets of the cache.
+constexpr int64_t kShortRow = 120;
 constexpr int64_t kTileBytes = 1 << 16;
 // A task has about so many numbers, for what it costs to give it to a thread.
 constexpr int64_t kTaskNumbers = 1 << 15;
@@ -115,6 +116,62 @@ class Cut {
       int64_t label = at + labels[lane] * job_.where.class_stride;
       if (is_class(lane) && !included[label]) out[lane] = -kInfinity<A>;
     });
+  }
+
+  static auto sum_named(const Rows<A>& rows, int name) {
+    return [&rows, name](int lane) { return rows.sums[name][lane]; };
+  }
+
+  void write_summary(const Tile& tile, const Rows<A>& rows) const {
+    auto tail = [&](int lane) { return tail_of(rows, lane); };
+    auto top = [&](int lane) {
+      double s = tail(lane);
+      return s == s ? double{rows.top[lane]} : s;
+    };
+    put(job_.m_out, tile, top);
+    put(job_.s_out, tile, tail);
+    put(job_.e_d_out, tile, sum_named(rows, kEd));
+    for (int i = 0; i < job_.coefficient_count; ++i) {
+      put(job_.total_out[i], tile, sum_named(rows, kCoefficient + 2 * i));
+      put(job_.below_out[i], tile, sum_named(rows, kCoefficient + 2 * i + 1));
+    }
+    put_logits(tile, rows);
+    auto about = [&](int lane) { return about_value(rows, lane); };
+    put(job_.value_out, tile, [&](int lane) { return about(lane).value; });
+    put(job_.deviation_out, tile, [&](int lane) { return about(lane).deviation; });
+    put(job_.others_out, tile, [&](int lane) { return about(lane).others; });
+  }
+
+  // The value at the label, which leaves the tile.
+  void take_label_values(const Tile& tile, A* v, Rows<A>& rows) const {
+    int32_t labels[kLanes<A>];
+    load_rows(job_.labels, tile, labels);
+    for (int lane = 0; lane < tile.rows; ++lane) {
+      int64_t label = labels[lane];
+      rows.sums[kAtLabel][lane] = 0;
+      if (!has_class(tile, label)) continue;
+      A& value = v[index_of(tile, label, lane)];
+      rows.sums[kAtLabel][lane] = double{value};
+      value = 0;
+    }
+  }
+
+  // Results at the labels; those that are not in the first piece are in `last`.
+  void write_labels(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
+                    A limit, A* last) const {
+    int32_t labels[kLanes<A>];
+    A at_label[kLanes<A>];
+    load_rows(job_.labels, tile, labels);
+    load_rows(job_.at_label, tile, at_label);
+    for (int lane = 0; lane < tile.rows; ++lane) {
+      int64_t label = labels[lane];
+      if (!has_class(tile, label)) continue;
+      A dz = (kTempered ? rows.sign[lane] : A{1}) * at_label[lane];
+      int64_t at = index_of(tile, label, lane);
+      const Piece<A>& first = pieces.list[0];
+      A* out = at < first.steps * kLanes<A> ? first.out : last;
+      out[at] = dz < -limit ? -limit : dz > limit ? limit : dz;
+    }
   }
 
   const Job& job_;

@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "cut.h"
-#include "write.h"
 
 namespace jaxsoft {
 namespace {
@@ -46,17 +45,18 @@ class Run : Cut<A, kTempered> {
   using Base = Cut<A, kTempered>;
   using Base::classes_per_tile_;
   using Base::groups_;
-  using Base::has_class;
-  using Base::index_of;
   using Base::job_;
   using Base::load_rows;
   using Base::long_rows_;
   using Base::put;
-  using Base::put_logits;
   using Base::rows_per_group_;
   using Base::shape_;
+  using Base::sum_named;
+  using Base::take_label_values;
   using Base::tile_of;
   using Base::tiles_;
+  using Base::write_labels;
+  using Base::write_summary;
 
   struct Memory {
     alignas(64) A z[kTileNumbers<A>];  // logits, then results
@@ -334,20 +334,6 @@ class Run : Cut<A, kTempered> {
     }
   }
 
-  // The value at the label, which leaves the tile.
-  void take_label_values(const Tile& tile, A* v, Rows<A>& rows) const {
-    int32_t labels[kLanes<A>];
-    load_rows(job_.labels, tile, labels);
-    for (int lane = 0; lane < tile.rows; ++lane) {
-      int64_t label = labels[lane];
-      rows.sums[kAtLabel][lane] = 0;
-      if (!has_class(tile, label)) continue;
-      A& value = v[index_of(tile, label, lane)];
-      rows.sums[kAtLabel][lane] = double{value};
-      value = 0;
-    }
-  }
-
   void finish(const Tile& tile, const Rows<A>& rows, Factors<A>& factors) const {
     factors.limit = largest();
     switch (job_.pass) {
@@ -375,30 +361,6 @@ class Run : Cut<A, kTempered> {
     }
   }
 
-  static auto sum_named(const Rows<A>& rows, int name) {
-    return [&rows, name](int lane) { return rows.sums[name][lane]; };
-  }
-
-  void write_summary(const Tile& tile, const Rows<A>& rows) const {
-    auto tail = [&](int lane) { return tail_of(rows, lane); };
-    auto top = [&](int lane) {
-      double s = tail(lane);
-      return s == s ? double{rows.top[lane]} : s;
-    };
-    put(job_.m_out, tile, top);
-    put(job_.s_out, tile, tail);
-    put(job_.e_d_out, tile, sum_named(rows, kEd));
-    for (int i = 0; i < job_.coefficient_count; ++i) {
-      put(job_.total_out[i], tile, sum_named(rows, kCoefficient + 2 * i));
-      put(job_.below_out[i], tile, sum_named(rows, kCoefficient + 2 * i + 1));
-    }
-    put_logits(tile, rows);
-    auto about = [&](int lane) { return about_value(rows, lane); };
-    put(job_.value_out, tile, [&](int lane) { return about(lane).value; });
-    put(job_.deviation_out, tile, [&](int lane) { return about(lane).deviation; });
-    put(job_.others_out, tile, [&](int lane) { return about(lane).others; });
-  }
-
   void write(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
              const Factors<A>& factors, Memory& memory) const {
     switch (job_.pass) {
@@ -424,7 +386,7 @@ class Run : Cut<A, kTempered> {
         with_exponential(rows, [&](auto of) {
           write_to_classes<A, typename decltype(of)::Type>(tile, pieces, rows, factors);
         });
-        if (job_.labels) write_labels(tile, pieces, rows, factors.limit, memory);
+        if (job_.labels) write_labels(tile, pieces, rows, factors.limit, memory.z);
         break;
       default:
         break;
@@ -450,23 +412,6 @@ class Run : Cut<A, kTempered> {
     if (job_.classes_out_number == Number::kHalf) return A{65504};
     if (job_.classes_out_number == Number::kBfloat16) return A(0x1.fep127);
     return std::numeric_limits<A>::max();
-  }
-
-  void write_labels(const Tile& tile, const Pieces<A>& pieces, const Rows<A>& rows,
-                    A limit, Memory& memory) const {
-    int32_t labels[kLanes<A>];
-    A at_label[kLanes<A>];
-    load_rows(job_.labels, tile, labels);
-    load_rows(job_.at_label, tile, at_label);
-    for (int lane = 0; lane < tile.rows; ++lane) {
-      int64_t label = labels[lane];
-      if (!has_class(tile, label)) continue;
-      A dz = (kTempered ? rows.sign[lane] : A{1}) * at_label[lane];
-      int64_t at = index_of(tile, label, lane);
-      const Piece<A>& first = pieces.list[0];
-      A* out = at < first.steps * kLanes<A> ? first.out : memory.z;
-      out[at] = dz < -limit ? -limit : dz > limit ? limit : dz;
-    }
   }
 
   Array result_;

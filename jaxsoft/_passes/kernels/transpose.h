@@ -56,8 +56,11 @@ template <class A, int kRows, class T>
 inline void wide_rows_to_lanes(const T* from, int64_t stride, int64_t classes, A* to) {
   for_each_block<A, kRows>(classes, [=](int row, int64_t c) {
     Vector<A> block[kWidth<A>];
-    for (int i = 0; i < kWidth<A>; ++i)
-      block[i] = load_numbers<A>(from + (row + i) * stride + c);
+    for (int i = 0; i < kWidth<A>; ++i) {
+      const T* numbers = from + (row + i) * stride + c;
+      block[i] = load_numbers<A>(numbers);
+      __builtin_prefetch(numbers + kRows * stride);  // of the tile that comes next
+    }
     transpose<A>(block);
     for (int i = 0; i < kWidth<A>; ++i) store(to + (c + i) * kRows + row, block[i]);
   });

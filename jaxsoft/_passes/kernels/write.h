@@ -208,7 +208,7 @@ void write_softmax_pull(const Tile& tile, const Pieces<A>& pieces, const Rows<A>
       V deviation = (load<V>(piece.v + at) - value) - mean;
       V dz = deviation * (load<V>(piece.out + at) * per_total);
       if (kTempered) dz *= per_tau;
-      return is_zero | (deviation == A{0}) ? V{} : clamped(dz, limit);
+      return (is_zero | (deviation == A{0})) ? V{} : clamped(dz, limit);
     };
   });
 }
