@@ -18,7 +18,7 @@ import pytest
 from laws import as_users_have_it
 
 import jaxsoft
-from jaxsoft._linear.api import DEFAULT_CHUNK_BYTES, SUM_BYTES
+from jaxsoft._linear.inputs import DEFAULT_CHUNK_BYTES, SUM_BYTES
 
 TOKENS, FEATURES, CLASSES = 4096, 512, 65536
 MATRIX_PRODUCT = 2 * TOKENS * FEATURES * CLASSES
