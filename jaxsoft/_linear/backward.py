@@ -68,7 +68,7 @@ def _backward(hidden, head, tokens, of_rows, plan):
 
 def _backward_of_rows(rows, head: Any, plan):
     hidden, tokens, of_rows = rows
-    # A TPU does it in the products, without a copy of the hidden states, a GPU does not.
+    # A TPU does it inside the products, without a copy of the hidden states.
     hidden = without_infinities(hidden) if plan.is_on_gpu else hidden
     zero = varying(jnp.zeros_like(of_rows.scale), plan.mesh_names)
 

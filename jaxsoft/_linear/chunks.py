@@ -73,15 +73,8 @@ def matrix_product(a, b, contracted, dtype):
     """Matrix product over one axis of each, summed in dtype."""
     common = jnp.promote_types(a.dtype, b.dtype)
     dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
-    # Where JAX transposes a product, as for forward mode, one factor is a float32
-    # tangent. The algorithm takes it in bfloat16 all the same.
-    halves = common == jnp.bfloat16 and dtype == jnp.float32
     return jax.lax.dot_general(
-        a.astype(common),
-        b.astype(common),
-        dimensions,
-        precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if halves else None,
-        preferred_element_type=dtype,
+        a.astype(common), b.astype(common), dimensions, preferred_element_type=dtype
     )
 
 
