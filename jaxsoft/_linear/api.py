@@ -41,6 +41,7 @@ from jaxsoft._linear.chunks import Head, VocabularyPlan
 from jaxsoft._linear.inputs import (
     FEWEST_TO_SKIP,
     checked_inputs,
+    dtype_of_sums,
     flat_rows,
     flat_tokens,
     token_chunks,

@@ -17,9 +17,9 @@ from jaxsoft._linear.chunks import (
     is_counted,
     matrix_product,
     narrowed,
-    no_cotangent,
     on_platform,
     over_counted_tokens,
+    room_for_chunks,
     with_chunk,
     without_infinities,
 )
@@ -84,7 +84,10 @@ def _backward_of_rows(rows, head: Any, plan):
         sums = jax.tree.map(jnp.add, sums, more)
         return (sums, with_chunk(dhead, dchunk, position, plan)), None
 
-    start = (jnp.zeros_like(hidden, zero.dtype) + zero, zero), no_cotangent(head, zero)
+    start = (
+        (jnp.zeros_like(hidden, zero.dtype) + zero, zero),
+        room_for_chunks(head, zero),
+    )
     positions = jnp.arange(chunk_count(head, plan), dtype=jnp.int32)
     return jax.lax.scan(add_chunk, start, positions, reverse=True)[0]
 

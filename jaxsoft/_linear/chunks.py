@@ -141,12 +141,13 @@ def chunk_label(chunk, tokens):
     return jnp.where(found, index, -1)
 
 
-def no_cotangent(head: Any, like: Array) -> Any:
-    """Zeros, into which the cotangents of chunks are written."""
-    zeros = jax.tree.map(lambda v: varying_like(jnp.zeros_like(v), like), head)
-    if head.softcap is None:
-        return zeros
-    return zeros._replace(softcap=varying_like(jnp.zeros((), like.dtype), like))
+def room_for_chunks(head: Any, like: Array) -> Any:
+    """Where the cotangents of chunks are written; they fill all of it, and add up in
+    that of the cap."""
+    room = jax.tree.map(lambda v: jax.lax.empty(v.shape, v.dtype), head)
+    if head.softcap is not None:
+        room = room._replace(softcap=jnp.zeros((), like.dtype))
+    return jax.tree.map(lambda v: varying_like(v, like), room)
 
 
 def with_chunk(dhead: Any, dchunk: Any, position: Array, plan: VocabularyPlan) -> Any:
