@@ -17,6 +17,7 @@ from jaxsoft._losses.binary import multilabel_cross_entropy as multilabel_cross_
 from jaxsoft._losses.cross_entropy import cross_entropy as cross_entropy
 from jaxsoft._losses.kl_divergence import kl_divergence as kl_divergence
 from jaxsoft._losses.loss_weight import loss_weight as loss_weight
+from jaxsoft._losses.per_row import LossMetrics as LossMetrics
 from jaxsoft._passes.switch import cpu_kernels as cpu_kernels
 from jaxsoft._passes.switch import use_cpu_kernels as use_cpu_kernels
 from jaxsoft._sharding import shard_vocab as shard_vocab
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LogProbs",
+    "LossMetrics",
     "binary_cross_entropy",
     "boltzmann_max",
     "circle_loss",

@@ -7,17 +7,19 @@ x, and let the pullback be ct -> J^T ct. It is linear in ct, so JAX can transpos
     t -> (J^T)^T t = J t,
 
 which is the forward derivative. `with_jvp` gives f a `custom_jvp` rule that does
-exactly this. Reverse mode then transposes once more, and arrives at J^T, the rule that
-was written by hand.
+exactly this. Reverse mode asks for the transpose of J, and gets J^T as it was written:
+what JAX makes of two transposes has other casts, and other copies in its loops.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir, partial_eval
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -129,25 +131,136 @@ def _transposed_rule(f: Any, static_positions: tuple[int, ...], *rule_args: Any)
         out_leaves[i] = leaf
     out = jax.tree.unflatten(out_tree, out_leaves)
 
-    def pull(*cotangents: Any) -> Any:
-        return pullback(list(cotangents))
-
-    # Without the checkpoint, reverse mode would save what the transposition computes,
-    # the probabilities for instance, in place of the rule's residuals.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def push(*moving_tangents: Any) -> Any:
-        examples = [out_leaves[i] for i in smooth]
-        return jax.linear_transpose(pull, *examples)(moving_tangents)
-
     out_tangents = [_zero_tangent(leaf) for leaf in out_leaves]
-    pushed = push(*(tangent_leaves[i] for i in moving))
+    examples = [out_leaves[i] for i in smooth]
+    pushed = pushed_forward(pullback, examples, [tangent_leaves[i] for i in moving])
     for i, tangent in zip(smooth, pushed, strict=True):
         out_tangents[i] = tangent
     return out, jax.tree.unflatten(out_tree, out_tangents)
 
 
+def pushed_forward(pullback: Any, examples: list[Any], tangents: list[Any]) -> Any:
+    """The transpose of a pullback, which takes a list of cotangents like the examples.
+
+    The pullback is a pytree, whose leaves are its residuals, as that of `jax.vjp` is.
+    """
+    residuals, tree = jax.tree.flatten(pullback)
+
+    def pull(*leaves: Any) -> list[Any]:
+        residuals, cotangents = _split(leaves, tree.num_leaves)
+        return list(tree.unflatten(residuals)(cotangents))
+
+    types = [jax.typeof(leaf) for leaf in (*residuals, *examples)]
+    pull = _traced(pull, types)
+    return _push.bind(*residuals, *tangents, pull=pull, count=len(residuals))
+
+
+def _traced(f: Callable[..., list[Any]], types: Sequence[Any]) -> Any:
+    """The jaxpr of f, without what its results do not need."""
+    closed = jax.jit(f).trace(*types).jaxpr
+    everything = [True] * len(closed.out_avals)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, everything, instantiate=True)
+    return closed.replace(jaxpr=jaxpr)
+
+
+# (residuals, tangents) -> tangents of the result, with the jaxpr of the pullback, which
+# takes (residuals, cotangents of the result). The residuals are the first `count`.
+_push = Primitive("push")
+_push.multiple_results = True
+
+
+@_push.def_impl
+def _pushed(*leaves: Any, pull: Any, count: int) -> list[Any]:
+    residuals, tangents = _split(leaves, count)
+
+    def of_residuals(*cotangents: Any) -> list[Any]:
+        return jaxpr_as_fun(pull)(*residuals, *cotangents)
+
+    return jax.linear_transpose(of_residuals, *pull.in_avals[count:])(tangents)
+
+
+@_push.def_abstract_eval
+def _pushed_types(*types: Any, pull: Any, count: int) -> list[Any]:
+    return pull.in_avals[count:]
+
+
+def _push_jvp(leaves: Any, dots: Any, *, pull: Any, count: int) -> Any:
+    params = {"pull": pull, "count": count}
+    results = _push.bind(*leaves, **params)
+    residuals, tangents = _split(leaves, count)
+    moving = [i for i, dot in enumerate(dots) if _moves(dot)]
+    terms = []
+    if any(i >= count for i in moving):
+        dots_of_tangents = map(ad.instantiate_zeros, dots[count:])
+        terms.append(_push.bind(*residuals, *dots_of_tangents, **params))
+    moving = [i for i in moving if i < count]
+    if moving:
+        # Reverse mode would save what the transposition computes, the probabilities for
+        # instance, in place of the residuals.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def of_moving(*some: Any) -> list[Any]:
+            every = list(residuals)
+            for i, leaf in zip(moving, some, strict=True):
+                every[i] = leaf
+            return _pushed(*every, *tangents, **params)
+
+        some, dots = ([v[i] for i in moving] for v in (leaves, dots))
+        terms.append(jax.jvp(of_moving, some, dots)[1])
+    if not terms:
+        return results, [ad.Zero(jax.typeof(v).to_tangent_aval()) for v in results]
+    return results, [functools.reduce(jnp.add, parts) for parts in zip(*terms)]
+
+
+def _push_transposed(cotangents: Any, *leaves: Any, pull: Any, count: int) -> Any:
+    nothing = [None] * len(leaves)
+    if all(type(c) is ad.Zero for c in cotangents):
+        return nothing
+    cotangents = map(ad.instantiate_zeros, cotangents)
+    # As above, for who differentiates the backward pass.
+    pulled = jax.checkpoint(jaxpr_as_fun(pull), prevent_cse=False)
+    results = [None] * count + pulled(*leaves[:count], *cotangents)
+    return [
+        result if ad.is_undefined_primal(leaf) else None
+        for leaf, result in zip(leaves, results)
+    ]
+
+
+def _push_batched(leaves: Any, dims: Any, *, pull: Any, count: int) -> Any:
+    size = next(v.shape[d] for v, d in zip(leaves, dims) if d is not None)
+
+    def spread(*some: Any) -> list[Any]:
+        return [jnp.broadcast_to(v, (size, *v.shape)) for v in some]
+
+    leaves = [v if d is None else jnp.moveaxis(v, d, 0) for v, d in zip(leaves, dims)]
+    residuals, tangents = _split(leaves, count)
+    tangents = [
+        v if d is not None else spread(v)[0]
+        for v, d in zip(tangents, dims[count:], strict=True)
+    ]
+    examples = jax.jit(spread).trace(*pull.in_avals[count:]).jaxpr.out_avals
+    axes = [None if d is None else 0 for d in dims[:count]]
+    pull = jax.vmap(jaxpr_as_fun(pull), (*axes, *(0 for _ in examples)))
+    pull = _traced(pull, [*map(jax.typeof, residuals), *examples])
+    results = _push.bind(*residuals, *tangents, pull=pull, count=count)
+    return results, [0] * len(results)
+
+
+ad.primitive_jvps[_push] = _push_jvp
+ad.primitive_transposes[_push] = _push_transposed
+batching.primitive_batchers[_push] = _push_batched
+mlir.register_lowering(_push, mlir.lower_fun(_pushed, multiple_results=True))
+
+
+def _split(leaves: Sequence[Any], count: int) -> tuple[list[Any], list[Any]]:
+    return list(leaves[:count]), list(leaves[count:])
+
+
 def _is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def _moves(tangent: Any) -> bool:
+    return type(tangent) is not ad.Zero and tangent.dtype != jax.dtypes.float0
 
 
 def _is_tangent(leaf: Any) -> bool:

@@ -310,7 +310,7 @@ def _spec(name: str, array: Any, layout: _Layout, call: _Call) -> PartitionSpec:
     rows = layout.of_rows(layout.entries)
     entries = {
         "hidden": (*rows, None),
-        "labels": rows,
+        "labels": (*rows, None) if array.ndim > len(rows) else rows,
         "sample_weight": rows,
         "temperature": layout.of_rows(layout.entries, (None,)),
     }.get(name, layout.entries)
@@ -321,9 +321,13 @@ def _spec(name: str, array: Any, layout: _Layout, call: _Call) -> PartitionSpec:
     return PartitionSpec(*(e if n > 1 else None for e, n in zip(entries, array.shape)))
 
 
-def _out_spec(layout: _Layout, call: _Call) -> PartitionSpec:
+def _out_spec(layout: _Layout, call: _Call) -> Any:
     options = dict(call.options)
-    if options.get("reduction", "none") != "none":
+    rows = PartitionSpec(*layout.of_rows(layout.entries))
+    reduced = options.get("reduction", "none") != "none"
+    if options.get("with_metrics", False):
+        return PartitionSpec() if reduced else rows, rows
+    if reduced:
         return PartitionSpec()
     if call.function in LIKE_THE_LOGITS:
         return PartitionSpec(*layout.entries)
@@ -355,7 +359,8 @@ def _on_device(arrays: dict[str, Array], layout: _Layout, call: _Call) -> Any:
         return jax.lax.psum(varying(jnp.sum(v), token_names), token_names)
 
     if reduction == "sum":
-        return total(call.function(**arrays, **options, axis_name=names))
+        losses = call.function(**arrays, **options, axis_name=names)
+        return _of_loss(total, losses)
     of_rows, counted, like = _of_rows({**options, **arrays}, layout, call)
     divisor, ratio = mean_divisor(of_rows, counted, like, total)
     if ratio is not None:
@@ -363,7 +368,18 @@ def _on_device(arrays: dict[str, Array], layout: _Layout, call: _Call) -> Any:
         options = {k: v for k, v in options.items() if k != "z_loss"}
         arrays = {**arrays, "z_loss": z_loss * ratio}
     losses = call.function(**arrays, **options, axis_name=names)
-    return mean_loss(total(losses), divisor)
+    if ratio is not None and isinstance(losses, tuple):
+        losses, metrics = losses
+        z = metrics.z_loss / jnp.where(ratio == 0, 1, ratio)
+        losses = losses, metrics._replace(z_loss=z)
+    return _of_loss(lambda v: mean_loss(total(v), divisor), losses)
+
+
+def _of_loss(f, losses):
+    """f of the loss, beside which metrics stay as they are."""
+    if isinstance(losses, tuple):
+        return f(losses[0]), losses[1]
+    return f(losses)
 
 
 def _of_rows(arguments, layout, call):

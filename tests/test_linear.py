@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
-from jaxsoft._linear import api as _linear
+from jaxsoft._linear import inputs as _linear
 
 Draw = Callable[[np.random.Generator, tuple[int, ...], int], Any]
 
@@ -115,30 +115,53 @@ class Case:
         )
 
 
+@dataclasses.dataclass(frozen=True)
 class LogProbsCase(Case):
-    """The three differentiable outputs of linear_log_probs, stacked."""
+    """The differentiable outputs of linear_log_probs, stacked: for each of the labels
+    the log-probability, logsumexp and entropy."""
+
+    labels: int = 0  # 0: one per token, without an axis of their own
 
     def draw(self, seed: int) -> tuple[dict[str, Any], dict[str, Any], Any]:
-        floats, others, _ = self.but(ignore_index=None)._draw(seed)
-        cotangent = np.random.default_rng(seed + 1).normal(size=(3, *self.batch))
+        floats, others, _ = Case.draw(self, seed)
+        rng = np.random.default_rng(seed + 1)
+        if self.labels:
+            given = np.repeat(others["labels"][..., None], self.labels, -1)
+            drawn = rng.integers(0, self.classes, given.shape)
+            is_drawn = rng.random(given.shape) < 0.7
+            is_drawn[..., 0] = False
+            if "where" in others:
+                shape = (*self.batch, self.classes)
+                mask = np.broadcast_to(others["where"], shape)
+                is_drawn &= np.take_along_axis(mask, drawn, -1)
+            others["labels"] = np.where(is_drawn, drawn, given).astype(np.int32)
+        cotangent = rng.normal(size=(max(self.labels, 1) + 2, *self.batch))
         return floats, others, cotangent
 
-    _draw = Case.draw
-
     def head(self, floats: dict[str, Any], others: dict[str, Any]) -> Any:
-        result = jaxsoft.linear_log_probs(**floats, **others, **self.layout())
-        return jnp.stack(result[:3])
+        result = jaxsoft.linear_log_probs(
+            **floats, **others, **self.layout(), ignore_index=self.ignore_index
+        )
+        log_prob = result.log_prob
+        log_prob = jnp.moveaxis(log_prob, -1, 0) if self.labels else log_prob[None]
+        return jnp.stack([*log_prob, result.logsumexp, result.entropy])
 
     def of_logits(self, floats: dict[str, Any], others: dict[str, Any]) -> Any:
         x, options = logits_of(floats, self.vocab_axis)
         t = options.get("temperature", 1.0)
         if "softcap" in options:
             x = options["softcap"] * jnp.tanh(x / options["softcap"])
-        log_p = jaxsoft.log_softmax(x, temperature=t)
-        of_label = jnp.take_along_axis(log_p, others["labels"][..., None], -1)
-        lse = jaxsoft.logsumexp(x, -1, temperature=t, keepdims=True) / t
-        entropy = jaxsoft.entropy(x, temperature=t)
-        return jnp.stack([of_label[..., 0], lse[..., 0], entropy])
+        where, labels = others.get("where"), jnp.asarray(others["labels"])
+        labels = labels if self.labels else labels[..., None]
+        is_ignored = labels == self.ignore_index
+        log_p = jaxsoft.log_softmax(x, where=where, temperature=t)
+        of_label = jnp.take_along_axis(log_p, jnp.where(is_ignored, 0, labels), -1)
+        of_label = jnp.moveaxis(jnp.where(is_ignored, 0, of_label), -1, 0)
+        lse = jaxsoft.logsumexp(x, -1, where=where, temperature=t, keepdims=True) / t
+        entropy = jaxsoft.entropy(x, where=where, temperature=t)
+        of_token = jnp.stack([lse[..., 0], entropy])
+        of_token = jnp.where(jnp.all(is_ignored, -1), 0, of_token)
+        return jnp.concatenate([of_label, of_token])
 
 
 def logits_of(floats: dict[str, Any], vocab_axis: int) -> tuple[Any, dict[str, Any]]:
@@ -181,6 +204,9 @@ ROUNDINGS = 2000
 def assert_close(actual, expected, roundings: float = ROUNDINGS, what: str = ""):
     """Up to so many roundings of numbers as large as the largest expected one."""
     actual, expected = jnp.asarray(actual), np.asarray(expected, np.float64)
+    if jnp.issubdtype(actual.dtype, jnp.integer):
+        assert np.all(actual == expected), what
+        return
     finite = np.abs(expected)
     scale = max(1.0, np.max(finite, where=np.isfinite(finite), initial=0.0))
     tolerance = roundings * float(jnp.finfo(actual.dtype).eps) * scale
@@ -230,6 +256,7 @@ CASES: dict[str, Case] = {
         batch=(2, 3), where="shared", vocab_axis=1, constant=OF_HEAD[:1]
     ),
     "log_probs": LogProbsCase(OF_LOG_PROBS, batch=(2, 3), vocab_axis=1),
+    "log_probs of four labels": LogProbsCase(OF_LOG_PROBS, where="shared", labels=4),
 }
 
 
@@ -239,12 +266,12 @@ def test_value_and_every_gradient_are_those_of_the_logits(case: Case):
     check_against_logits(case, seeds=range(2))
 
 
-def random_case(seed: int) -> Case:
+def random_case(seed: int, kind: type[Case] = Case) -> Case:
     rng = np.random.default_rng(seed)
     classes = int(rng.choice([2, 7, 11, 17, 24, 31]))
     reduction = str(rng.choice(["none", "sum", "mean"]))
     chunk = int(rng.integers(1, classes + 3))
-    return Case(
+    case = Case(
         options=tuple(name for name in DRAWS if rng.random() < 0.5),
         batch=tuple(int(n) for n in rng.integers(1, 5, rng.integers(1, 4))),
         features=int(rng.integers(1, 8)),
@@ -257,14 +284,20 @@ def random_case(seed: int) -> Case:
         ignore_index=[-100, None, 1][rng.integers(3)],
         constant=OF_HEAD[:1] if rng.random() < 0.2 else (),
     )
+    if kind is Case:
+        return case
+    options = tuple(name for name in case.options if name in OF_LOG_PROBS)
+    case = case.but(options=options, chunk=chunk, reduction="none")
+    return LogProbsCase(**vars(case), labels=int(rng.choice([0, 1, 3, 7])))
 
 
 @pytest.mark.parametrize(
     "seed", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 3, 4))]
 )
 @pytest.mark.usefixtures("x64")
-def test_random_combinations(seed: int):
-    check_against_logits(random_case(seed), seeds=(seed, seed + 100))
+@pytest.mark.parametrize("kind", [Case, LogProbsCase])
+def test_random_combinations(seed: int, kind: type[Case]):
+    check_against_logits(random_case(seed, kind), seeds=(seed, seed + 100))
 
 
 # From 512 tokens on, a pass runs over the tokens that count: on a quarter of the rows,
@@ -279,6 +312,9 @@ MANY = Case(
 MANY_CASES = {
     "none": MANY,
     "mean": MANY.but(chunk=None, reduction="mean"),
+    "log_probs": LogProbsCase(
+        **vars(MANY.but(options=("temperature",), where="shared")), labels=3
+    ),
 }
 
 
@@ -372,7 +408,7 @@ def test_no_column_is_counted_that_is_not_there(vocab_axis):
 
 @pytest.mark.usefixtures("x64")
 def test_the_cotangent_of_one_output_counts_alone():
-    case = LogProbsCase()
+    case = LogProbsCase(ignored=0)
     linear, dense = head_and_logits(case)
     floats, others, cotangent = case.arguments(0)
     for output in range(3):
@@ -622,6 +658,142 @@ def test_invalid_labels_of_log_probs():
     log_probs = jax.jit(of_labels)(floats["hidden"], floats["vocab_weight"], labels)
     np.testing.assert_array_equal(np.isnan(log_probs.log_prob), invalid)
     assert not np.any(np.isnan(log_probs.logsumexp + log_probs.entropy))
+    ignored = jax.tree.map(lambda v: v[5], log_probs)
+    assert ignored == (0, 0, 0, -1)
+
+
+# Tokens and classes that do not count, whatever they hold.
+
+BROKEN = (np.nan, np.inf)
+DEAD_CASES = {
+    "none": Case(("vocab_bias", "softcap"), batch=(6,)),
+    "mean": Case(("sample_weight",), batch=(6,), chunk=None, reduction="mean"),
+    "frozen head": Case(batch=(6,), constant=OF_HEAD[:1]),
+    "log_probs": LogProbsCase(("temperature",), batch=(6,)),
+    "log_probs of three labels": LogProbsCase(("vocab_bias",), batch=(6,), labels=3),
+}
+
+
+@pytest.mark.parametrize("case", DEAD_CASES.values(), ids=DEAD_CASES.keys())
+@pytest.mark.usefixtures("x64")
+def test_dead_tokens_have_no_gradient(case: Case):
+    """Ignored, of weight 0 or of cotangent 0: the gradients are those of the others,
+    whatever a dead token's label and hidden state."""
+    floats, others, cotangent = case.but(ignored=0).arguments(3)
+    dead = np.array([False, True, False, True, False, False])
+    ignored = np.array([False, False, False, False, True, False])
+    linear, dense = head_and_logits(case)
+    labels = np.array(others["labels"])
+    labels[ignored] = -100
+    expected = dense(
+        {**floats, "hidden": np.where((dead | ignored)[:, None], 0, floats["hidden"])},
+        {
+            **others,
+            "labels": np.where(
+                np.reshape(dead, (6, *[1] * (labels.ndim - 1))), -100, labels
+            ),
+        },
+        jnp.where(dead, 0, cotangent) if cotangent.ndim else cotangent,
+    )[1]
+    labels[dead] = -1
+    for broken in BROKEN:
+        hidden = jnp.where((dead | ignored)[:, None], broken, floats["hidden"])
+        given = {**floats, "hidden": hidden}
+        if cotangent.ndim:
+            cotangent = jnp.where(dead, 0, cotangent)
+        else:
+            given["sample_weight"] = jnp.where(dead, 0, floats["sample_weight"])
+        gradients = linear(given, {**others, "labels": labels}, cotangent)[1]
+        gradients.pop("sample_weight", None)
+        assert_same(gradients, {name: expected[name] for name in gradients})
+        assert np.all(np.asarray(gradients["hidden"])[dead | ignored] == 0)
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("case", DEAD_CASES.values(), ids=DEAD_CASES.keys())
+@pytest.mark.usefixtures("x64")
+def test_classes_that_are_excluded_may_hold_anything(case: Case, broken):
+    """As rows of padding do: value and gradients are those of the other classes."""
+    floats, others, cotangent = case.arguments(3)
+    kept = np.arange(case.classes) < case.classes - 3
+    others = {"labels": np.minimum(others["labels"], case.classes - 4), "where": kept}
+    linear, dense = head_and_logits(case)
+    expected = dense(floats, others, cotangent)
+    padded = {
+        **floats,
+        "vocab_weight": jnp.where(kept[:, None], floats["vocab_weight"], broken),
+    }
+    if "vocab_bias" in floats:
+        padded["vocab_bias"] = jnp.where(kept, floats["vocab_bias"], broken)
+    assert_same(linear(padded, others, cotangent), expected)
+
+
+def test_a_live_token_with_a_broken_hidden_state_is_nan():
+    hidden = jnp.array([[1.0, jnp.inf], [1.0, 2.0]])
+    labels = jnp.array([0, 1])
+
+    def loss(hidden, weight):
+        return jnp.sum(jaxsoft.linear_cross_entropy(hidden, weight, labels))
+
+    dhidden, dweight = jax.jit(jax.grad(loss, (0, 1)))(hidden, jnp.eye(2) + 1)
+    np.testing.assert_array_equal(np.isnan(dhidden), [[True, True], [False, False]])
+    assert np.all(np.isnan(dweight))
+
+
+# Metrics.
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.usefixtures("x64")
+def test_metrics_are_those_of_log_probs_and_change_no_bit(reduction):
+    options = ("class_weight", "label_smoothing", "temperature", "z_loss")
+    chunk = 4 if reduction == "none" else None
+    case = Case(
+        options, (2, 3), where="shared", chunk=chunk, reduction=reduction, ignored=0.5
+    )
+    floats, others, _ = case.arguments(2)
+    asked: dict[str, Any] = {**case.layout(), "reduction": reduction}
+
+    def with_metrics(floats):
+        loss, metrics = jaxsoft.linear_cross_entropy(
+            **floats, **others, **asked, with_metrics=True
+        )
+        return jnp.sum(loss), metrics
+
+    def of_logits(floats):
+        logits, rest = logits_of(floats, 0)
+        loss, metrics = jaxsoft.cross_entropy(
+            logits, **others, **rest, reduction=reduction, with_metrics=True
+        )
+        return jnp.sum(loss), metrics
+
+    plain = jax.jit(
+        jax.value_and_grad(lambda floats: jnp.sum(case.head(floats, others)))
+    )
+    (value, metrics), gradients = jax.jit(
+        jax.value_and_grad(with_metrics, has_aux=True)
+    )(floats)
+    assert_same((value, gradients), plain(floats), 4)
+    (_, of_dense), _ = jax.jit(jax.value_and_grad(of_logits, has_aux=True))(floats)
+    assert_same(metrics._asdict(), of_dense._asdict())
+    of = jaxsoft.linear_log_probs(
+        floats["hidden"],
+        floats["vocab_weight"],
+        others["labels"],
+        where=others["where"],
+        temperature=floats["temperature"],
+    )
+    expected = {
+        "nll": -of.log_prob,
+        "logsumexp": of.logsumexp,
+        "z_loss": floats["z_loss"] * of.logsumexp**2,
+        "entropy": of.entropy,
+        "top_label": of.top_label,
+    }
+    assert_same(metrics._asdict(), expected)
+    ignored = others["labels"] == -100
+    np.testing.assert_array_equal(metrics.top_label == -1, ignored)
+    assert np.any(ignored)
 
 
 def test_float16_does_not_hold_what_is_scaled_later():

@@ -129,6 +129,13 @@ def of(names, **more):
     }
 
 
+def two_labels():
+    """Per token: its label, and its first class that is included."""
+    labels = np.stack([data()["labels"], data()["where"].argmax(1)], 1)
+    labels[2, 0] = labels[4] = -100
+    return labels.astype(np.int32)
+
+
 # What is called, with all that it may be differentiated in.
 CALLS = {
     "logsumexp": (
@@ -157,8 +164,12 @@ CALLS = {
     ),
     "linear_log_probs": (
         functools.partial(jaxsoft.linear_log_probs, chunk_bytes=4 * TOKENS * 3),
-        of(["hidden", "vocab_weight", "vocab_bias", "temperature"], labels="labels")
-        | {"labels": np.abs(data()["labels"]) % CLASSES},
+        of(["hidden", "vocab_weight", "vocab_bias", "temperature", "where"])
+        | {"labels": two_labels()},
+    ),
+    "linear_cross_entropy, metrics": (
+        functools.partial(LINEAR, with_metrics=True, chunk_bytes=4 * TOKENS * 3),
+        of(["hidden", "vocab_weight", "labels", "z_loss"]),
     ),
 }
 

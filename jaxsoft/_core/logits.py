@@ -227,7 +227,7 @@ def times_log(p: Array, d: Array) -> Array:
 
 def times(a: Array, b: Array) -> Array:
     """a b, and 0 where a is 0, whatever b is."""
-    return jnp.where(a == 0, 0, a * b)
+    return a * jnp.where(a == 0, 0, b)
 
 
 def over_temperature(v: Array, temperature: Array | None) -> Array:

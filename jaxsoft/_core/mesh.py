@@ -137,20 +137,22 @@ def _sharding(spec, like):
 
 
 def with_automatic_axes(
-    f: Callable[..., Any], arguments: tuple[Any, ...], batch: Array, ndim: int
+    f: Callable[..., Any], arguments: tuple[Any, ...], batch: Array, ndims: Any
 ) -> Any:
     """f of the arguments. Where the explicit axes of a mesh split one of them, they are
     automatic within f, which may then slice and sort what no type could follow.
 
-    The results have ndim axes, the first ones of `batch`, and are split as these.
+    The results have so many axes, in the same tree, and are split as the first axes of
+    `batch` are.
     """
     leaves = jax.tree.leaves(arguments)
     split = [v for v in leaves if is_sharded(v, range(v.ndim))]
     if not split:
         return f(*arguments)
     mesh = jax.typeof(split[0]).sharding.mesh
-    result = _sharding(jax.typeof(batch).sharding.spec[:ndim], split[0])
-    in_auto = jax.sharding.auto_axes(f, axes=mesh.explicit_axes, out_sharding=result)
+    spec = jax.typeof(batch).sharding.spec[:-1]
+    results = jax.tree.map(lambda ndim: _sharding(spec[:ndim], split[0]), ndims)
+    in_auto = jax.sharding.auto_axes(f, axes=mesh.explicit_axes, out_sharding=results)
     return in_auto(*arguments)
 
 

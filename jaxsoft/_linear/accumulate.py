@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._core.dtypes import accumulation_dtype
@@ -26,9 +27,10 @@ from jaxsoft._linear.chunks import (
     narrowed,
     over_counted_tokens,
     rows_at,
+    without_infinities,
 )
-from jaxsoft._losses.nll import label_terms
-from jaxsoft._losses.per_row import RowLabels, combined_terms
+from jaxsoft._losses.nll import METRICS, Asked, label_terms
+from jaxsoft._losses.per_row import RowLabels, RowTerms, combined_terms
 
 
 class TokenPlan(NamedTuple):
@@ -37,6 +39,7 @@ class TokenPlan(NamedTuple):
     vocab_axis: int
     chunk: int  # tokens in a chunk
     may_skip: bool  # tokens that do not count
+    with_metrics: bool
 
 
 class TokenInputs(NamedTuple):
@@ -53,14 +56,17 @@ class TokenInputs(NamedTuple):
 @with_jvp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def summed_loss(hidden, head, inputs, chunks):
-    """Sum over tokens of `combined_terms`, for hidden (N, D) under a Head."""
+    """Sum over tokens of `combined_terms`, for hidden (N, D) under a Head; and the
+    terms of each that its LossMetrics are made of, if they are asked for."""
 
     def add_chunk(total, rows):
         hidden, inputs = rows
         x = head_logits(hidden, head, chunks.vocab_axis)
-        return total + _loss_of_logits(x, _shared(head), inputs, chunks), None
+        loss, metrics = _loss_of_logits(x, _shared(head), inputs, chunks)
+        return total + loss, metrics
 
-    return _over_chunks(add_chunk, _zero_loss(hidden, head), hidden, inputs, chunks)[0]
+    zero, nothing = _zero_loss(hidden, head), _no_terms(hidden, head, chunks)
+    return _over_chunks(add_chunk, zero, nothing, hidden, inputs, chunks)
 
 
 def _fwd(hidden, head, inputs, chunks):
@@ -75,26 +81,31 @@ def _fwd(hidden, head, inputs, chunks):
         total, dhead = sums
         hidden, inputs = rows
         x = head_logits(hidden, head, chunks.vocab_axis)
-        loss, pullback = jax.vjp(
+        loss, pullback, metrics = jax.vjp(
             lambda x, shared, smooth: _loss_of_logits(
                 x, shared, _with_smooth(inputs, smooth), chunks
             ),
             x,
             _shared(head),
             _smooth(inputs),
+            has_aux=True,
         )
         dx, dshared, dsmooth = pullback(jnp.ones_like(loss))
         factors = narrowed(dx, jnp.promote_types(hidden.dtype, head.weight.dtype))
-        dhidden = matrix_product(factors, head.weight, (1, chunks.vocab_axis), dx.dtype)
+        weight = head.weight
+        weight = weight if inputs.tokens.where is None else without_infinities(weight)
+        dhidden = matrix_product(factors, weight, (1, chunks.vocab_axis), dx.dtype)
         dweight = dbias = None
         if wants_weight:
+            hidden = without_infinities(hidden)
             pair = (factors, hidden) if chunks.vocab_axis == 0 else (hidden, factors)
             dweight = matrix_product(*pair, (0, 0), dx.dtype)
         if wants_bias:
             dbias = jnp.sum(dx, 0)
         more = Head(dweight, dbias, dshared.uniform_weight, dshared.softcap)
         dhead = jax.tree.map(jnp.add, dhead, more)
-        return (total + loss, dhead), (dhidden.astype(hidden.dtype), dsmooth)
+        of_rows = dhidden.astype(hidden.dtype), dsmooth, metrics
+        return (total + loss, dhead), of_rows
 
     zero = _zero_loss(hidden, head)
     start = Head(
@@ -105,13 +116,18 @@ def _fwd(hidden, head, inputs, chunks):
             for v in (head.uniform_weight, head.softcap)
         ),
     )
-    (total, dhead), (dhidden, dsmooth) = _over_chunks(
-        add_chunk, (zero, start), hidden, inputs, chunks
+    nothing = jax.tree.map(jnp.zeros_like, (hidden, _smooth(inputs)))
+    nothing = *nothing, _no_terms(hidden, head, chunks)
+    (total, dhead), (dhidden, dsmooth, metrics) = _over_chunks(
+        add_chunk, (zero, start), nothing, hidden, inputs, chunks
     )
-    return total, (hidden, head, dhidden, dhead, dsmooth)
+    return (total, metrics), (hidden, head, dhidden, dhead, dsmooth)
 
 
-def _bwd(chunks, residuals, g):
+def _bwd(chunks, residuals, cotangents):
+    g, _ = cotangents
+    if isinstance(g, SymbolicZero):
+        g = jnp.zeros(g.aval.shape, g.aval.dtype)
     hidden, head, dhidden, dhead, dsmooth = residuals
     dtemperature, doptions = jax.tree.map(lambda v: g * v, dsmooth)
     dinputs = TokenInputs(Tokens(None, dtemperature, None), doptions)
@@ -133,22 +149,23 @@ def _loss_of_logits(x, shared, inputs, chunks):
     uniform_weight = shared.uniform_weight
     logits = Logits(x, tokens.where, tokens.temperature)
     w = None if uniform_weight is None else uniform_weight[None]
-    terms = label_terms(Axes((1,)), logits, tokens.labels, w, shared.softcap)
+    asked = METRICS if chunks.with_metrics else Asked()
+    terms = label_terms(Axes((1,)), logits, tokens.labels, w, shared.softcap, asked)
     terms = jax.tree.map(lambda term: jnp.squeeze(term, 1), terms)
     labels, options = inputs.tokens.labels, inputs.options
-    return jnp.sum(combined_terms(terms, labels.counted, options))
+    loss = jnp.sum(combined_terms(terms, labels.counted, options))
+    return loss, terms._replace(uniform_nll=None) if chunks.with_metrics else None
 
 
-def _over_chunks(add_chunk, start, hidden, inputs, chunks):
-    """Scan over chunks of tokens; the last sum, and what add_chunk returns of rows."""
+def _over_chunks(add_chunk, start, nothing, hidden, inputs, chunks):
+    """Scan over chunks of tokens; the last sum, and what add_chunk returns of rows, or
+    nothing of those that do not count."""
 
     def of_tokens(rows):
         return _scan_of_chunks(add_chunk, start, rows, chunks.chunk)
 
     rows = hidden, inputs
     if chunks.may_skip:
-        like = jax.eval_shape(of_tokens, rows)[0]
-        nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), like)
         counted = inputs.tokens.labels.counted
         of_rows, carry = over_counted_tokens(of_tokens, counted, rows, nothing)
     else:
@@ -184,6 +201,13 @@ def _scan_of_chunks(add_chunk, start, rows, chunk):
         return jnp.concatenate([v[:before], v[before + repeated :]])
 
     return jax.tree.map(joined, of_rows), carry
+
+
+def _no_terms(hidden, head, chunks):
+    if not chunks.with_metrics:
+        return None
+    zero = jnp.broadcast_to(_zero_loss(hidden, head), len(hidden))
+    return RowTerms(zero, zero, None, zero, zero.astype(jnp.int32))
 
 
 def _zero_loss(hidden, head):

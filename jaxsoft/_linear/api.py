@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,8 @@ from jaxsoft._checks import (
     as_flag,
     as_focal_gamma,
     as_ignore_index,
-    as_index_labels,
-    as_integer,
     as_label_smoothing,
     as_mask,
-    as_real,
     as_reduction,
     as_sample_weight,
     as_scalar,
@@ -37,16 +34,24 @@ from jaxsoft._checks import (
     as_temperature,
     check_split,
 )
-from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import Axes, class_count, match_varying, with_automatic_axes
 from jaxsoft._hints import with_hints
-from jaxsoft._linear.accumulate import TokenInputs, TokenPlan, summed_loss
-from jaxsoft._linear.chunks import Head, Tokens, VocabularyPlan, has_narrow_range
+from jaxsoft._linear.accumulate import TokenInputs, summed_loss
+from jaxsoft._linear.chunks import Head, VocabularyPlan
+from jaxsoft._linear.inputs import (
+    FEWEST_TO_SKIP,
+    checked_inputs,
+    dtype_of_sums,
+    flat_rows,
+    flat_tokens,
+    token_chunks,
+)
 from jaxsoft._linear.recompute import linear_terms
+from jaxsoft._losses.nll import METRICS, Asked
 from jaxsoft._losses.per_row import (
-    RowTerms,
     included_classes,
     local_weight,
+    loss_metrics,
     mean_loss,
     options_of_mean,
     reduced_loss,
@@ -56,22 +61,13 @@ from jaxsoft._losses.per_row import (
     with_empty_rows_ignored,
 )
 
-# A chunk of 4096 classes is wide enough for matrix units, and a small one stays in a
-# CPU's cache: at 1024 tokens, 512 features and 32768 classes on two cores, value and
-# both gradients take 800 ms in chunks of 16 MiB, and 850 ms in chunks of 64.
-DEFAULT_CHUNK_BYTES = 64 * 2**20
-SMALL_CHUNK_BYTES = 16 * 2**20
-WIDE_CHUNK = 4096
-SUM_BYTES = 256 * 2**20
-# Fewer tokens are not worth sorting.
-FEWEST_TO_SKIP = 512
-
 
 class LogProbs(NamedTuple):
-    """What `linear_log_probs` returns, each of the labels' shape."""
+    """What `linear_log_probs` returns, one entry per token. A token that is ignored has
+    0, and top_label -1."""
 
     log_prob: Array
-    """Log-probability of the label, in nats."""
+    """Log-probability of the label, in nats; of the labels' shape."""
     logsumexp: Array
     """Logsumexp of the logits over the temperature."""
     entropy: Array
@@ -99,9 +95,10 @@ def linear_cross_entropy(
     z_loss: ArrayLike = 0.0,
     reduction: Reduction = "none",
     check_labels: bool = False,
+    with_metrics: bool = False,
     chunk_bytes: int | None = None,
     axis_name: AxisName = None,
-) -> Array:
+) -> Any:
     """`cross_entropy` of a linear head's logits, without ever holding the logits.
 
     The value, options, errors and gradients are those of ``cross_entropy(hidden @
@@ -116,12 +113,13 @@ def linear_cross_entropy(
         vocab_axis: which axis of ``vocab_weight`` holds the classes, 0 or 1.
         where: boolean, broadcastable to (*batch, classes); True includes a class.
         class_weight, sample_weight, ignore_index, label_smoothing, focal_gamma,
-            softcap, z_loss, reduction, check_labels: as in `cross_entropy`.
+            softcap, z_loss, reduction, check_labels, with_metrics: as in
+            `cross_entropy`.
         temperature: as in `cross_entropy`, broadcastable to (*batch, 1).
-        chunk_bytes: size of a chunk of float32 logits; by default that of 4096 classes,
-            and at least 16 and at most 64 MiB. A chunk that divides the classes is
-            sought near it. Given a number, the logits are always recomputed (see
-            Gradient).
+        chunk_bytes: largest size of a chunk of float32 logits; by default that of 4096
+            classes, and at least 16 and at most 64 MiB, on a GPU 512 MiB. A chunk is a
+            multiple of 128 classes where it has so many. Given a number, the logits
+            are always recomputed (see Gradient).
         axis_name: mesh axis (or tuple of them) over which the vocabulary is split,
             inside `jax.shard_map`: ``vocab_weight``, ``vocab_bias`` and ``where`` hold
             the classes of this device, ``class_weight`` those or all; labels are global
@@ -131,7 +129,8 @@ def linear_cross_entropy(
     Returns:
         One loss per token, of shape (*batch), or a scalar; float32 for half-precision
         inputs. Logits and sums are float32 there, whatever the inputs. On a mesh with
-        explicit axes, split as the batch axes of ``hidden``.
+        explicit axes, split as the batch axes of ``hidden``. With metrics a pair: this,
+        and a `LossMetrics` of shape (*batch) from the same pass.
 
     Raises:
         TypeError: labels not integers, other arguments not real.
@@ -158,7 +157,11 @@ def linear_cross_entropy(
 
     Edge cases:
         As `cross_entropy`: invalid labels, masked labels, infinite logits. A token with
-        an ignored label has gradient exactly 0.
+        an ignored label has gradient exactly 0, and so has one whose cotangent or
+        sample_weight is exactly 0, whatever its label and hidden state, NaN too. A
+        class that ``where`` excludes may have weights that are NaN or infinite, as rows
+        of padding do. Of any other token a hidden state that is not finite makes the
+        gradient NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -173,7 +176,7 @@ def linear_cross_entropy(
         E. Wijmans et al., "Cut your losses in large-vocabulary language models", 2024.
     """
     name = "linear_cross_entropy"
-    inputs = _checked_inputs(
+    inputs = checked_inputs(
         name, hidden, vocab_weight, labels, vocab_bias, vocab_axis, chunk_bytes
     )
     batch, classes, dtype = inputs.labels.shape, inputs.classes, inputs.dtype
@@ -190,10 +193,12 @@ def linear_cross_entropy(
         "focal_gamma": as_focal_gamma(name, focal_gamma, dtype),
     }
     ignore_index = as_ignore_index(name, ignore_index)
+    with_metrics = as_flag(name, "with_metrics", with_metrics)
     plan = VocabularyPlan(
-        vocab_axis=vocab_axis,
-        chunk=inputs.chunk,
+        vocab_axis,
+        *inputs.chunks,
         may_skip=ignore_index is not None and math.prod(batch) >= FEWEST_TO_SKIP,
+        asked=METRICS if with_metrics else Asked(),
         mesh_names=axes.mesh_names,
     )
     return _linear_cross_entropy(
@@ -230,6 +235,8 @@ def _linear_cross_entropy(hidden, head, labels, where, options, temperature, **s
     loss = functools.partial(_loss, **static)
     arguments = hidden, head, labels, where, options, temperature
     ndim = labels.ndim if static["reduction"] == "none" else 0
+    if static["plan"].asked == METRICS:
+        ndim = ndim, labels.ndim
     return with_automatic_axes(loss, arguments, hidden, ndim)
 
 
@@ -262,11 +269,8 @@ def _loss(
         if uniform_weight is None:
             uniform_weight = jnp.ones(classes, label_smoothing.dtype)
         head = head._replace(uniform_weight=uniform_weight * uniform_unit(count))
-    tokens = _flat_tokens(rows, temperature, where, classes)
-    hidden = _flat_rows(hidden)
-    if ignore_index is not None or where is not None:
-        # 0 times a NaN of an ignored token would reach the head's gradient.
-        hidden = jnp.where(tokens.labels.counted[:, None], hidden, 0)
+    tokens = flat_tokens(hidden, rows, temperature, where, classes)
+    hidden = flat_rows(hidden)
     options = row_options(rows, labels.shape, axes, included, count, **options)
     options = jax.tree.map(lambda v: v.reshape(-1), options)
     head, (hidden, tokens, options) = match_varying(
@@ -274,18 +278,28 @@ def _loss(
     )
     chunks = None
     if reduction != "none" and may_hold_gradient and not plan.mesh_names:
-        chunks = _token_chunks(hidden, head, plan)
+        chunks = token_chunks(hidden, head, plan)
+    counted = tokens.labels.counted
     if chunks is None:
         terms = linear_terms(hidden, head, tokens, plan)
-        terms = RowTerms(terms.nll, terms.logsumexp, terms.uniform_nll)
-        loss = reduced_loss(terms, tokens.labels.counted, options, reduction)
-        return loss.reshape(labels.shape) if reduction == "none" else loss
-    if reduction == "sum":
-        return summed_loss(hidden, head, TokenInputs(tokens, options), chunks)
-    zeros = jnp.zeros(len(hidden), _dtype_of_sums(hidden, head.weight))
-    options, divisor = options_of_mean(options, tokens.labels.counted, zeros)
-    total = summed_loss(hidden, head, TokenInputs(tokens, options), chunks)
-    return mean_loss(total, divisor)
+        loss = reduced_loss(terms, counted, options, reduction)
+        loss = loss.reshape(labels.shape) if reduction == "none" else loss
+    else:
+        loss, terms = _summed(hidden, head, tokens, options, reduction, chunks)
+    if plan.asked != METRICS:
+        return loss
+    metrics = loss_metrics(terms, counted, options.z_loss)
+    return loss, jax.tree.map(lambda v: v.reshape(labels.shape), metrics)
+
+
+def _summed(hidden, head, tokens, options, reduction, chunks):
+    divisor = None
+    if reduction == "mean":
+        zeros = jnp.zeros(len(hidden), dtype_of_sums(hidden, head.weight))
+        options, divisor = options_of_mean(options, tokens.labels.counted, zeros)
+    inputs = TokenInputs(tokens, options)
+    total, terms = summed_loss(hidden, head, inputs, chunks)
+    return (total if divisor is None else mean_loss(total, divisor)), terms
 
 
 @with_hints
@@ -296,6 +310,8 @@ def linear_log_probs(
     *,
     vocab_bias: ArrayLike | None = None,
     vocab_axis: int = 0,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = -100,
     temperature: ArrayLike = 1.0,
     softcap: ArrayLike | None = None,
     chunk_bytes: int | None = None,
@@ -309,17 +325,23 @@ def linear_log_probs(
     gradients (DPO, GRPO) need of the logits, which are never stored.
 
     Args:
-        hidden, vocab_weight, labels, vocab_bias, vocab_axis, chunk_bytes: as in
+        hidden, vocab_weight, vocab_bias, vocab_axis, where, chunk_bytes: as in
             `linear_cross_entropy`.
+        labels: integer class indices of shape (*batch), or (*batch, K) for the
+            log-probabilities of K classes per token: candidates, or a teacher's top K.
+        ignore_index: a label with log_prob 0 and gradient exactly 0. A token whose
+            labels are all ignored is skipped; it has logsumexp and entropy 0, and
+            top_label -1. None switches it off.
         temperature: in the units of the logits, broadcastable to (*batch, 1). Below 0
             the least likely class becomes the top label.
         softcap: c > 0 replaces the logits by ``c * tanh(logits / c)`` first.
         axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        LogProbs(log_prob, logsumexp, entropy, top_label), each of shape (*batch):
-        float32 for half-precision inputs, top_label int32 (the first of tied classes).
-        On a mesh with explicit axes, split as the batch axes of ``hidden``.
+        LogProbs(log_prob, logsumexp, entropy, top_label): log_prob of the labels'
+        shape, the others of shape (*batch); float32 for half-precision inputs,
+        top_label int32 (the first of tied classes). On a mesh with explicit axes, split
+        as the batch axes of ``hidden``.
 
     Raises:
         TypeError, ValueError: as `linear_cross_entropy`.
@@ -329,7 +351,9 @@ def linear_log_probs(
         float argument. Residuals: the arguments and O(N) numbers.
 
     Edge cases:
-        A label outside [0, classes) has log_prob NaN, and NaN gradient in its token.
+        A label outside [0, classes) has log_prob NaN, and NaN gradient in its token. A
+        token with cotangents that are exactly 0 has gradient 0, as in
+        `linear_cross_entropy`. A label that ``where`` excludes has log_prob -inf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -338,163 +362,70 @@ def linear_log_probs(
         >>> result = jaxsoft.linear_log_probs(hidden, vocab_weight, jnp.array([1]))
         >>> print(result.log_prob, result.top_label)
         [-0.3132617] [1]
+        >>> both = jnp.array([[0, 1]])
+        >>> print(jaxsoft.linear_log_probs(hidden, vocab_weight, both).log_prob)
+        [[-1.3132617 -0.3132617]]
     """
     name = "linear_log_probs"
-    inputs = _checked_inputs(
-        name, hidden, vocab_weight, labels, vocab_bias, vocab_axis, chunk_bytes
+    inputs = checked_inputs(
+        name,
+        hidden,
+        vocab_weight,
+        labels,
+        vocab_bias,
+        vocab_axis,
+        chunk_bytes,
+        several_labels=True,
     )
-    logits = jax.ShapeDtypeStruct((*inputs.labels.shape, inputs.classes), inputs.dtype)
+    batch, dtype = inputs.hidden.shape[:-1], inputs.dtype
+    logits = jax.ShapeDtypeStruct((*batch, inputs.classes), dtype)
     axes = as_axes(name, -1, logits.ndim, axis_name)
+    ignore_index = as_ignore_index(name, ignore_index)
+    plan = VocabularyPlan(
+        vocab_axis,
+        *inputs.chunks,
+        may_skip=ignore_index is not None and math.prod(batch) >= FEWEST_TO_SKIP,
+        asked=METRICS,
+        entropy_moves=True,
+        mesh_names=axes.mesh_names,
+    )
     check_split(
         name, axes, {"vocab_weight": inputs.vocab_weight}, {"labels": inputs.labels}
     )
+    softcap = as_softcap(name, softcap, dtype)
     return _linear_log_probs(
         inputs.hidden,
-        Head(
-            inputs.vocab_weight,
-            inputs.vocab_bias,
-            None,
-            as_softcap(name, softcap, inputs.dtype),
-        ),
+        Head(inputs.vocab_weight, inputs.vocab_bias, None, softcap),
         inputs.labels,
+        as_mask(name, "where", where, logits.shape, IGNORE_ROWS),
         as_temperature(name, temperature, logits, axes),
-        plan=VocabularyPlan(
-            vocab_axis,
-            inputs.chunk,
-            may_skip=False,
-            with_entropy=True,
-            with_top_label=True,
-            mesh_names=axes.mesh_names,
-        ),
+        plan=plan,
+        ignore_index=ignore_index,
     )
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def _linear_log_probs(hidden, head, labels, temperature, *, plan):
-    log_probs = functools.partial(_log_probs, plan=plan)
-    arguments = hidden, head, labels, temperature
-    return with_automatic_axes(log_probs, arguments, hidden, labels.ndim)
+@functools.partial(jax.jit, static_argnames=("plan", "ignore_index"))
+def _linear_log_probs(hidden, head, labels, where, temperature, **static):
+    log_probs = functools.partial(_log_probs, **static)
+    arguments = hidden, head, labels, where, temperature
+    ndim = hidden.ndim - 1
+    ndims = LogProbs(labels.ndim, ndim, ndim, ndim)
+    return with_automatic_axes(log_probs, arguments, hidden, ndims)
 
 
-def _log_probs(hidden, head, labels, temperature, *, plan):
-    classes = head.weight.shape[plan.vocab_axis]
-    axes = Axes((labels.ndim,), plan.mesh_names)
-    count = class_count((*labels.shape, classes), axes)
-    rows = row_labels("linear_log_probs", labels, count, None)
-    tokens = _flat_tokens(rows, temperature, None, classes)
-    head, (hidden, tokens) = match_varying(axes, head, (_flat_rows(hidden), tokens))
-    terms = linear_terms(hidden, head, tokens, plan)
-    terms = jax.tree.map(lambda term: term.reshape(labels.shape), terms)
-    return LogProbs(-terms.nll, terms.logsumexp, terms.entropy, terms.top_label)
-
-
-def _dtype_of_sums(hidden: Array, vocab_weight: Array) -> jnp.dtype:
-    return accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))
-
-
-class _Inputs(NamedTuple):
-    hidden: Array
-    vocab_weight: Array
-    labels: Array
-    vocab_bias: Array | None
-    classes: int
-    dtype: jnp.dtype
-    chunk: int
-
-
-def _checked_inputs(
-    name: str,
-    hidden: ArrayLike,
-    vocab_weight: ArrayLike,
-    labels: ArrayLike,
-    vocab_bias: ArrayLike | None,
-    vocab_axis: int,
-    chunk_bytes: int | None,
-) -> _Inputs:
-    hidden = as_real(name, "hidden", hidden)
-    vocab_weight = as_real(name, "vocab_weight", vocab_weight)
-    if as_integer(vocab_axis) not in (0, 1):
-        raise ValueError(f"{name}: vocab_axis must be 0 or 1; got {vocab_axis!r}")
-    if hidden.ndim < 1 or vocab_weight.ndim != 2:
-        raise ValueError(
-            f"{name}: hidden must be (*batch, features) and vocab_weight a matrix; got "
-            f"shapes {hidden.shape} and {vocab_weight.shape}"
-        )
-    classes, features = (
-        vocab_weight.shape[vocab_axis],
-        vocab_weight.shape[1 - vocab_axis],
-    )
-    if hidden.shape[-1] != features or classes == 0:
-        layout = ("(classes, features)", "(features, classes)")[vocab_axis]
-        hint = ""
-        if hidden.shape[-1] == classes != 0:
-            hint = f". Write vocab_axis={1 - vocab_axis}"
-        raise ValueError(
-            f"{name}: hidden must be (*batch, features) and vocab_weight {layout} with "
-            f"the same features and at least one class; got shapes {hidden.shape} and "
-            f"{vocab_weight.shape} with vocab_axis={vocab_axis}{hint}"
-        )
-    batch = hidden.shape[:-1]
-    labels = as_index_labels(
-        name, labels, batch, "the shape of hidden without features"
-    )
-    dtype = _dtype_of_sums(hidden, vocab_weight)
-    if vocab_bias is not None:
-        vocab_bias = as_real(name, "vocab_bias", vocab_bias)
-        if vocab_bias.shape != (classes,):
-            raise ValueError(
-                f"{name}: vocab_bias must have one entry per class, shape "
-                f"({classes},); got {vocab_bias.shape}"
-            )
-    if chunk_bytes is None:
-        wide = 4 * WIDE_CHUNK * math.prod(batch)
-        chunk_bytes = min(DEFAULT_CHUNK_BYTES, max(SMALL_CHUNK_BYTES, wide))
-    if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
-        raise TypeError(f"{name}: chunk_bytes must be an int; got {chunk_bytes!r}")
-    if chunk_bytes <= 0:
-        raise ValueError(f"{name}: chunk_bytes must be positive; got {chunk_bytes}")
-    chunk = _chunk_classes(math.prod(batch), classes, chunk_bytes)
-    return _Inputs(hidden, vocab_weight, labels, vocab_bias, classes, dtype, chunk)
-
-
-def _chunk_classes(tokens: int, classes: int, chunk_bytes: int) -> int:
-    """Classes in a chunk: about chunk_bytes of float32 logits, and if possible a
-    divisor of the classes, since the chunks' gradients then need no copy to join."""
-    most = min(classes, max(chunk_bytes // (4 * max(tokens, 1)), 1))
-    if most == classes:
-        return classes
-    divisors = [c for c in range(most, most // 4, -1) if classes % c == 0]
-    aligned = [c for c in divisors if c % 128 == 0]
-    if aligned or divisors:
-        return (aligned or divisors)[0]
-    return most - most % 128 if most >= 128 else most
-
-
-def _token_chunks(hidden: Array, head: Head, plan: VocabularyPlan) -> TokenPlan | None:
-    """How to sum a loss with its gradient taken in the forward pass; None where the
-    logits of a chunk and the float32 gradient of the weights exceed the budget, and
-    where the inputs do not hold a gradient that is scaled later."""
-    if has_narrow_range(hidden.dtype):
-        return None
-    tokens, features = hidden.shape
-    classes = head.weight.shape[plan.vocab_axis]
-    most = SUM_BYTES // 4 // classes - features
-    chunk = min(tokens, most)
-    if chunk < min(tokens, 128) or tokens == 0:
-        return None
-    return TokenPlan(plan.vocab_axis, chunk, plan.may_skip)
-
-
-def _flat_rows(hidden: Array) -> Array:
-    return hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1])
-
-
-def _flat_tokens(rows, temperature, where, classes) -> Tokens:
-    batch = rows.class_index.shape
-    if temperature is not None:
-        temperature = jnp.broadcast_to(temperature, (*batch, 1)).reshape(-1)
+def _log_probs(hidden, head, labels, where, temperature, *, plan, ignore_index):
+    batch, classes = hidden.shape[:-1], head.weight.shape[plan.vocab_axis]
+    axes = Axes((len(batch),), plan.mesh_names)
+    count = class_count((*batch, classes), axes)
+    rows = row_labels("linear_log_probs", labels, count, ignore_index)
     if where is not None:
-        shared = all(n == 1 for n in where.shape[:-1])
-        of_tokens = (1,) * len(batch) if shared else batch
-        where = jnp.broadcast_to(where, (*of_tokens, classes)).reshape(-1, classes)
-    return Tokens(jax.tree.map(lambda v: v.reshape(-1), rows), temperature, where)
+        included = included_classes(where, (*batch, classes), axes)
+        included = jnp.broadcast_to(included, batch)
+        included = included.reshape(*batch, *[1] * (labels.ndim - len(batch)))
+        rows = with_empty_rows_ignored(rows, included)
+    tokens = flat_tokens(hidden, rows, temperature, where, classes)
+    head, (hidden, tokens) = match_varying(axes, head, (flat_rows(hidden), tokens))
+    terms = linear_terms(hidden, head, tokens, plan)
+    of_tokens = terms.logsumexp, terms.entropy, terms.top_label
+    of_tokens = (v.reshape(batch) for v in of_tokens)
+    return LogProbs(-terms.nll.reshape(labels.shape), *of_tokens)

@@ -10,6 +10,8 @@ from jax import Array
 
 from jaxsoft._core.batching import largest_of_batch
 from jaxsoft._core.dtypes import accumulation_dtype, clip_tangent
+from jaxsoft._core.mesh import varying_like
+from jaxsoft._losses.nll import Asked
 
 
 class Head(NamedTuple):
@@ -24,7 +26,7 @@ class Head(NamedTuple):
 class Tokens(NamedTuple):
     """What is known of each token beside its hidden state."""
 
-    labels: Any  # RowLabels, (N,)
+    labels: Any  # RowLabels, (N,), or (N, K) for K labels each
     temperature: Array | None  # (N,)
     where: Array | None  # (N, V), or 1 in place of N
 
@@ -34,10 +36,12 @@ class VocabularyPlan(NamedTuple):
 
     vocab_axis: int
     chunk: int  # classes in a chunk
+    chunk_on_gpu: int
     may_skip: bool  # tokens that do not count
-    with_entropy: bool = False
-    with_top_label: bool = False
+    asked: Asked
+    entropy_moves: bool = False  # whether the entropy is differentiated
     mesh_names: tuple[Any, ...] = ()  # mesh axes over which the classes are split
+    is_on_gpu: bool = False
 
 
 class Chunk(NamedTuple):
@@ -72,6 +76,12 @@ def matrix_product(a, b, contracted, dtype):
     return jax.lax.dot_general(
         a.astype(common), b.astype(common), dimensions, preferred_element_type=dtype
     )
+
+
+def without_infinities(v):
+    """What is not finite as 0, in a product with a factor that is 0 there: a cotangent
+    of a token that does not count, or of a class that is excluded."""
+    return jnp.where(jnp.isfinite(v), v, 0)
 
 
 def head_logits(hidden, head, vocab_axis):
@@ -131,27 +141,60 @@ def chunk_label(chunk, tokens):
     return jnp.where(found, index, -1)
 
 
-def assembled(dchunks, head: Any, plan) -> Any:
-    """The chunks' cotangents side by side, as the head's."""
-    size, chunk = head.weight.shape[plan.vocab_axis], plan.chunk
-    repeated = -size % chunk
+def room_for_chunks(head: Any, like: Array) -> Any:
+    """Where the cotangents of chunks are written; they fill all of it, and add up in
+    that of the cap."""
+    room = jax.tree.map(lambda v: jax.lax.empty(v.shape, v.dtype), head)
+    if head.softcap is not None:
+        room = room._replace(softcap=jnp.zeros((), like.dtype))
+    return jax.tree.map(lambda v: varying_like(v, like), room)
 
-    def joined(stacked, like, axis):
-        if stacked is None:
+
+def with_chunk(dhead: Any, dchunk: Any, position: Array, plan: VocabularyPlan) -> Any:
+    """The head's cotangent, with that of a chunk in its place.
+
+    Of the last chunk, which is written first, the classes that are not fresh get theirs
+    from the chunk before it.
+    """
+    size = dhead.weight.shape[plan.vocab_axis]
+    start = jnp.minimum(position * plan.chunk, size - plan.chunk)
+
+    def written(whole, part, axis):
+        if whole is None:
             return None
-        if repeated:
-            last = jax.lax.slice_in_dim(stacked[-1], repeated, chunk, axis=axis)
-            whole = [*stacked[:-1], last] if len(stacked) > 1 else [last]
-            return jnp.concatenate(whole, axis).astype(like.dtype)
-        stacked = jnp.moveaxis(stacked, 0, axis)
-        return stacked.reshape(like.shape).astype(like.dtype)
+        part = part.astype(whole.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
 
+    softcap = dhead.softcap
     return Head(
-        joined(dchunks.weight, head.weight, plan.vocab_axis),
-        joined(dchunks.bias, head.bias, 0),
-        joined(dchunks.uniform_weight, head.uniform_weight, 0),
-        None,
+        written(dhead.weight, dchunk.weight, plan.vocab_axis),
+        written(dhead.bias, dchunk.bias, 0),
+        written(dhead.uniform_weight, dchunk.uniform_weight, 0),
+        None if softcap is None else softcap + dchunk.softcap,
     )
+
+
+def on_platform(f: Callable[..., Any], *arguments: Any, plan: VocabularyPlan) -> Any:
+    """f(*arguments, plan), with the chunks of the platform that it is compiled for."""
+    if plan.chunk_on_gpu == plan.chunk:
+        return f(*arguments, plan)
+    of_gpu = plan._replace(chunk=plan.chunk_on_gpu, is_on_gpu=True)
+    on_gpu = functools.partial(_with_plan, f, of_gpu)
+    return jax.lax.platform_dependent(
+        *arguments,
+        cuda=on_gpu,
+        rocm=on_gpu,
+        default=functools.partial(_with_plan, f, plan),
+    )
+
+
+def _with_plan(f, plan, *arguments):
+    return f(*arguments, plan)
+
+
+def is_counted(labels: Any) -> Array:
+    """(N, 1): which tokens have a label that counts."""
+    return jnp.any(labels.counted, 1, keepdims=True)
 
 
 def over_counted_tokens(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +42,17 @@ from jaxsoft._core.mesh import (
     reshard_together,
 )
 from jaxsoft._hints import with_hints
-from jaxsoft._losses.nll import WeightedProbabilities, label_terms, probability_terms
+from jaxsoft._losses.nll import (
+    METRICS,
+    Asked,
+    WeightedProbabilities,
+    label_terms,
+    probability_terms,
+)
 from jaxsoft._losses.per_row import (
     included_classes,
     local_weight,
+    loss_metrics,
     reduced_loss,
     row_labels,
     row_options,
@@ -71,8 +79,9 @@ def cross_entropy(
     z_loss: ArrayLike = 0.0,
     reduction: Reduction = "none",
     check_labels: bool = False,
+    with_metrics: bool = False,
     axis_name: AxisName = None,
-) -> Array:
+) -> Any:
     """Cross-entropy between labels and the softmax of logits, in nats.
 
     ``-log p_y`` with ``p = softmax(logits / temperature)`` for class indices y, or
@@ -116,20 +125,25 @@ def cross_entropy(
             ``z_loss``, by the sum of ``sample_weight``. A mean without any weight is 0.
         check_labels: makes an invalid label an error under
             `jax.experimental.checkify`.
+        with_metrics: returns (loss, `LossMetrics`), for `jax.value_and_grad` with
+            ``has_aux=True``.
         axis_name: mesh axis (or tuple of them) over which the classes are split (never
             that of the batch, whose mean is a quotient of two sums, see `loss_weight`),
-            inside `jax.shard_map`: logits, ``where`` and label probabilities hold the classes
-            of this device, ``class_weight`` those or all; labels are global indices,
-            and every device gets the loss of the whole.
+            inside `jax.shard_map`: logits, ``where`` and label probabilities hold the
+            classes of this device, ``class_weight`` those or all; labels are global
+            indices, and every device gets the loss of the whole.
 
     Returns:
         One loss per row, of the logits' shape without ``axis``, or a scalar. float32
         for half-precision logits, else the logits' dtype. Never negative (without
-        z_loss).
+        z_loss). With metrics a pair: this, and per row nll (of label probabilities with
+        the class weights, else without), logsumexp, z_loss, entropy and top_label,
+        which have no gradient and come from the same pass over the logits.
 
     Raises:
         TypeError: boolean or complex labels, complex logits, ``where`` not boolean,
-            ``axis`` or ``ignore_index`` not an int, ``check_labels`` not a bool.
+            ``axis`` or ``ignore_index`` not an int, ``check_labels`` or
+            ``with_metrics`` not a bool.
         ValueError: labels, weights, ``where`` or ``temperature`` of the wrong shape;
             ``axis`` out of range; ``label_smoothing`` outside [0, 1]; ``softcap`` not
             positive; ``focal_gamma`` negative, or with label probabilities; an unknown
@@ -205,11 +219,13 @@ def cross_entropy(
         ignore_index=ignore_index if are_indices else None,
         check_labels=as_flag(name, "check_labels", check_labels),
         reduction=as_reduction(name, reduction),
+        asked=METRICS if as_flag(name, "with_metrics", with_metrics) else Asked(),
     )
 
 
 @functools.partial(
-    jax.jit, static_argnames=("axes", "ignore_index", "check_labels", "reduction")
+    jax.jit,
+    static_argnames=("axes", "ignore_index", "check_labels", "reduction", "asked"),
 )
 def _cross_entropy(
     logits,
@@ -223,6 +239,7 @@ def _cross_entropy(
     ignore_index,
     check_labels,
     reduction,
+    asked,
 ):
     are_indices = is_of(labels.dtype, jnp.integer)
     if not are_indices:
@@ -256,10 +273,13 @@ def _cross_entropy(
         terms_of = probability_terms
     given = logits_of(logits, where, temperature, axes)
     uniform = None if options["label_smoothing"] is None else w * uniform_unit(classes)
-    terms = terms_of(axes, given, labels, uniform, softcap)
+    terms = terms_of(axes, given, labels, uniform, softcap, asked)
     terms = jax.tree.map(lambda term: jnp.squeeze(term, axes.dims), terms)
     options = row_options(index, terms.nll.shape, axes, included, classes, **options)
-    return reduced_loss(terms, counted, options, reduction)
+    loss = reduced_loss(terms, counted, options, reduction)
+    if asked != METRICS:
+        return loss
+    return loss, loss_metrics(terms, counted, options.z_loss)
 
 
 def _class_weights(options, logits, axes):

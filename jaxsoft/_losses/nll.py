@@ -16,7 +16,7 @@ keep NaN out of ignored rows, and put it into rows whose label is no class.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,14 +50,15 @@ from jaxsoft._row import Row, row_rule, summarized
 # At the label nothing is subtracted from a p_y that is nearly 1:
 #     p_y - 1 = (e_y - 1 - s) / (1 + s)
 # where e_y - 1 is exactly 0 at the maximum, and both terms are negative elsewhere.
-def _label_value(axes, logits, labels, w, softcap):
+def _label_value(axes, logits, labels, w, softcap, asked):
     seen, _ = as_seen(logits, softcap)
-    riders = label_riders(labels.class_index, w, logits, with_e_d=False)
+    riders = label_riders(labels.class_index, w, logits, asked)
     row, summary = summarized(axes, seen, riders)
-    return terms_of_label(row, summary, labels), summary._replace(total=())
+    terms = terms_of_label(row, summary, labels, asked)
+    return terms, summary._replace(total=(), top=None)
 
 
-def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
+def _label_pullback(axes, logits, labels, w, softcap, _, summary, cotangents):
     # Two terms of a gradient are rounded to half precision together.
     seen, to_given = as_seen(logits, softcap, w is not None)
     row = Row(axes, seen, summary.m, summary.s)
@@ -71,7 +72,8 @@ def _label_pullback(axes, logits, labels, w, softcap, summary, cotangents):
         dz, dweights = uniform_cotangents(row, weights, summary, k)
         dx, dw = dx + row.to_x(dz), _sum_to_shape(dweights, w)
     dx, dsoftcap = to_given(dx)
-    return dx, temperature_cotangent(row, summary, g, h, k), None, dw, dsoftcap
+    dt = temperature_cotangent(row, summary, g, h, k)
+    return dx, dt, None, dw, dsoftcap, None
 
 
 label_terms = row_rule(_label_value, _label_pullback)
@@ -81,24 +83,26 @@ label_terms = row_rule(_label_value, _label_pullback)
 #     t dz_c = g (Q p_c - q_c) + ...      the rest as above; see log_softmax_cotangent
 #     t dt   = g sum_c q_c (d_c + U) + ...
 #     dq_c   = g (-log p_c)
-def _probability_value(axes, logits, targets, w, softcap):
+def _probability_value(axes, logits, targets, w, softcap, asked):
     q = _coefficients(targets, logits.where)
     seen, _ = as_seen(logits, softcap)
-    riders = label_riders(None, w, logits, with_e_d=False)
+    riders = label_riders(None, w, logits, asked)
     riders = dataclasses.replace(
         riders, coefficients=(q, *riders.coefficients), values=q
     )
     row, summary = summarized(axes, seen, riders)
     nll = nll_of_coefficients(row, summary, 0)
     uniform_nll = None if w is None else nll_of_coefficients(row, summary, 1)
-    return RowTerms(nll, logsumexp_over_t(row), uniform_nll), summary
+    terms = RowTerms(nll, logsumexp_over_t(row), uniform_nll)
+    terms = _with_metrics(terms, row, summary, asked)
+    return terms, summary._replace(top=None)
 
 
-def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents):
+def _probability_pullback(axes, logits, targets, w, softcap, _, summary, cotangents):
     q, to_targets = jax.vjp(lambda v: _coefficients(v, logits.where), targets)
     seen, to_given = as_seen(logits, softcap)
     row = Row(axes, seen, summary.m, summary.s)
-    g, h, k = _of_rows(~jnp.isneginf(row.m), cotangents)
+    g, h, k = _of_rows(~jnp.isneginf(row.m), cotangents[:3])
     d = row.d
     dz = -log_softmax_cotangent(q, d, row.s, summary.value, summary.others)
     dz = product(g, dz * row.per_t) + product(h, row.p * row.per_t)
@@ -109,7 +113,8 @@ def _probability_pullback(axes, logits, targets, w, softcap, summary, cotangents
         of_uniform, dweights = uniform_cotangents(row, weights, summary, k)
         dz, dw = dz + of_uniform, _sum_to_shape(dweights, w)
     dx, dsoftcap = to_given(row.to_x(dz))
-    return dx, temperature_cotangent(row, summary, g, h, k), dtargets, dw, dsoftcap
+    dt = temperature_cotangent(row, summary, g, h, k)
+    return dx, dt, dtargets, dw, dsoftcap, None
 
 
 probability_terms = row_rule(_probability_value, _probability_pullback)
@@ -133,7 +138,7 @@ def as_seen(
     return logits._replace(x=x), to_given
 
 
-def _of_rows(which: Array, cotangents: RowTerms) -> RowTerms:
+def _of_rows(which: Array, cotangents: Any) -> Any:
     """The cotangents of some rows; those of the others are 0."""
     return jax.tree.map(lambda c: jnp.where(which, c, 0), cotangents)
 
@@ -165,27 +170,61 @@ def _coefficients(targets: WeightedProbabilities, where: Array | None) -> Array:
 # those of a linear head, which are there a chunk of classes at a time.
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is wanted beside the first three terms. In the rules here it has no
+    derivative."""
+
+    entropy: bool = False
+    top_label: bool = False
+
+
+METRICS = Asked(entropy=True, top_label=True)
+
+
 def label_riders(
-    labels: Array | None, w: Array | None, logits: Logits, with_e_d: bool
+    labels: Array | None, w: Array | None, logits: Logits, asked: Asked
 ) -> Riders:
     """What rides along with a summary, for the terms of a row and their derivatives."""
     if w is not None and logits.where is not None:
         w = jnp.where(logits.where, w, 0)
-    with_e_d = with_e_d or logits.temperature is not None
     return Riders(
-        labels=labels, coefficients=() if w is None else (w,), with_e_d=with_e_d
+        labels=labels,
+        coefficients=() if w is None else (w,),
+        with_e_d=asked.entropy or logits.temperature is not None,
+        with_top=asked.top_label,
     )
 
 
-def terms_of_label(row: Row, summary: Summary, labels: RowLabels) -> RowTerms:
-    nll = jnp.log1p(row.s) - _d_of_label(row, summary)
+def terms_of_label(
+    row: Row,
+    summary: Summary,
+    labels: RowLabels,
+    asked: Asked,
+    counted: Array | None = None,
+) -> RowTerms:
+    """With several labels to a row, `counted` says which rows count."""
+    counted = labels.counted if counted is None else counted
+    nll = jnp.log1p(row.s) - d_of_label(row, summary)
     nll = nll + nan_where(~labels.valid, nll.dtype)
     uniform_nll = nll_of_coefficients(row, summary, 0) if summary.total else None
-    terms = RowTerms(nll, logsumexp_over_t(row), uniform_nll)
-    return jax.tree.map(lambda v: jnp.where(labels.counted, v, 0), terms)
+    nll = jnp.where(labels.counted, nll, 0)
+    terms = RowTerms(None, logsumexp_over_t(row), uniform_nll)
+    terms = _of_rows(counted, _with_metrics(terms, row, summary, asked))
+    if asked.top_label:
+        terms = terms._replace(top_label=jnp.where(counted, terms.top_label, -1))
+    return terms._replace(nll=nll)
 
 
-def _d_of_label(row, summary):
+def _with_metrics(terms, row, summary, asked):
+    if asked.entropy:
+        entropy = jnp.log1p(row.s) - summary.e_d / (1 + row.s)
+        terms = terms._replace(entropy=entropy)
+    return terms._replace(top_label=summary.top)
+
+
+def d_of_label(row: Row, summary: Summary) -> Array:
     return exact_at_maximum(shifted(summary.logit, row.m, row.t), row.s)
 
 
@@ -203,20 +242,27 @@ def logsumexp_over_t(row: Row) -> Array:
     return jnp.where(row.m == 0, 0, row.m / t) + jnp.log1p(row.s)
 
 
-def label_cotangents(row: Row, labels: RowLabels, cotangents: RowTerms) -> RowTerms:
+def label_cotangents(
+    row: Row,
+    labels: RowLabels,
+    cotangents: RowTerms,
+    counted: Array | None = None,
+) -> tuple[Array, Array, Array | None]:
     """0 into a row that is ignored, or without a logit above -inf; NaN into the whole
-    row of an invalid label."""
-    counts = labels.counted & ~jnp.isneginf(row.m)
-    g, h, k = _of_rows(counts, cotangents)
+    row of an invalid label. For `counted` see `terms_of_label`."""
+    counted = labels.counted if counted is None else counted
+    is_empty, (g, h, k, *_) = jnp.isneginf(row.m), cotangents
+    g = jnp.where(labels.counted & ~is_empty, g, 0)
+    h, k = _of_rows(counted & ~is_empty, (h, k))
     factor = 1 + nan_where(~labels.valid, row.s.dtype)
-    return RowTerms(product(g, factor), h, k)
+    return product(g, factor), h, k
 
 
 def scale_and_label_entry(
     row: Row, summary: Summary, g: Array, h: Array
 ) -> tuple[Array, Array]:
     """dz of all classes but the label, over e_c, and dz of the label."""
-    e_label = jnp.exp(_d_of_label(row, summary))
+    e_label = jnp.exp(d_of_label(row, summary))
     per_total = row.per_t / (1 + row.s)
     at_label = product(g, -(row.s + (1 - e_label)) * per_total)
     return product(g + h, per_total), at_label + product(h, e_label * per_total)
@@ -258,7 +304,8 @@ def temperature_cotangent(
     m_over_t = _finite(row.m) * row.per_t
     dt = product(h, u - _finite(m_over_t))
     if summary.logit is not None:
-        dt = dt + product(g, _finite(_d_of_label(row, summary) + u))
+        of_labels = product(g, _finite(d_of_label(row, summary) + u))
+        dt = dt + _sum_to_shape(of_labels, dt)
     else:
         dt = dt + product(g, _slope_of_coefficients(row, summary, 0, u))
     if k is not None:

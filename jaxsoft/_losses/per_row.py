@@ -42,6 +42,25 @@ class RowTerms(NamedTuple):
     nll: Any  # sum_c q_c (-log p_c), for the label or the label probabilities q
     logsumexp: Any = None  # of the logits over the temperature
     uniform_nll: Any = None  # sum_c w_c (-log p_c) over the included classes
+    entropy: Any = None
+    top_label: Any = None  # int32, -1 in a row that is not counted
+
+
+class LossMetrics(NamedTuple):
+    """What `cross_entropy` and `linear_cross_entropy` return beside the loss, one entry
+    per row. None of it has a gradient; a row that is ignored has 0, and top_label -1.
+    """
+
+    nll: Array
+    """-log p of the label, without weights, smoothing, focal factor and z_loss."""
+    logsumexp: Array
+    """Logsumexp of the logits over the temperature."""
+    z_loss: Array
+    """The option z_loss times the squared logsumexp."""
+    entropy: Array
+    """Entropy of the prediction, in nats."""
+    top_label: Array
+    """The most probable class, int32; the first of tied ones."""
 
 
 class RowOptions(NamedTuple):
@@ -197,6 +216,20 @@ def combined_terms(
     if options.sample_weight is not None:
         loss = weighted(options.sample_weight, loss)
     return loss if counted is None else jnp.where(counted, loss, 0)
+
+
+def loss_metrics(
+    terms: RowTerms, counted: Array | None, z_loss: Array | None
+) -> LossMetrics:
+    """Of terms that have entropy and top_label."""
+    if counted is not None:
+        top_label = jnp.where(counted, terms.top_label, -1)
+        terms = jax.tree.map(lambda v: jnp.where(counted, v, 0), terms)
+        terms = terms._replace(top_label=top_label)
+    lse = terms.logsumexp
+    z = jnp.zeros_like(lse) if z_loss is None else times_loss(z_loss, lse * lse)
+    metrics = LossMetrics(terms.nll, lse, z, terms.entropy, terms.top_label)
+    return jax.lax.stop_gradient(metrics)
 
 
 def reduced_loss(

@@ -45,6 +45,7 @@ class Summary(NamedTuple):
     value: Any = None  # v at the maximum
     deviation: Any = None  # sum of e (v - value)
     others: Any = None  # sum of v over all classes but that of the maximum
+    top: Any = None  # index of the maximum, the first of tied ones
 
 
 def quotient(low: Any, m: Any, temperature: Any) -> Any:
@@ -59,14 +60,17 @@ def merge(a: Summary, b: Summary, shift: Shift = quotient) -> Summary:
     high = jax.tree.map(lambda v, w: jnp.where(a_is_high, v, w), a, b)
     low = jax.tree.map(lambda v, w: jnp.where(a_is_high, w, v), a, b)
     high = high._replace(m=jnp.maximum(a.m, b.m))  # NaN if either is
+    if a.top is not None:
+        first = jnp.minimum(a.top, b.top)
+        high = high._replace(top=jnp.where(a.m == b.m, first, high.top))
     return plus(high, seen_from(low, high.m, high.value, shift))
 
 
 def plus(a: Summary, b: Summary) -> Summary:
-    """Their sums added; the maximum, temperature, weight and value are those of a."""
-    added = jax.tree.map(jnp.add, a, b)
+    """Their sums added; what is said of the maximum is that of a."""
+    added = jax.tree.map(jnp.add, a._replace(top=None), b._replace(top=None))
     return added._replace(
-        m=a.m, temperature=a.temperature, weight=a.weight, value=a.value
+        m=a.m, temperature=a.temperature, weight=a.weight, value=a.value, top=a.top
     )
 
 
@@ -105,6 +109,11 @@ def of_nothing(like: Summary) -> Summary:
     jax_debug_infs would complain."""
     nothing = jax.tree.map(lambda v: np.zeros((), v.dtype), like)
     no_tail = 0 if like.weight is not None else -1
+    top = like.top
+    if top is not None:
+        top = np.full((), np.iinfo(top.dtype).max, top.dtype)
     return nothing._replace(
-        m=np.full((), -np.inf, like.m.dtype), s=np.full((), no_tail, like.s.dtype)
+        m=np.full((), -np.inf, like.m.dtype),
+        s=np.full((), no_tail, like.s.dtype),
+        top=top,
     )

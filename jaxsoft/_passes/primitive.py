@@ -160,7 +160,7 @@ class Pass:
         if not terms:
             zeros = [ad.Zero(jax.typeof(v).to_tangent_aval()) for v in results]
             return results, zeros
-        return results, [functools.reduce(jnp.add, parts) for parts in zip(*terms)]
+        return results, list(map(_sum_of_tangents, results, *terms))
 
     def _transposed(
         self, cotangents: Any, *leaves: Any, axes: Axes, tree: Any, form: str
@@ -203,6 +203,12 @@ class Pass:
         leaves = [with_batch(i, v, d) for i, (v, d) in enumerate(zip(leaves, dims))]
         results = self.primitive.bind(*leaves, axes=axes, tree=tree, form=form)
         return results, [0] * len(results)
+
+
+def _sum_of_tangents(result: Any, *parts: Any) -> Any:
+    if jnp.issubdtype(result.dtype, jnp.integer):
+        return ad.Zero(jax.typeof(result).to_tangent_aval())
+    return functools.reduce(jnp.add, parts)
 
 
 def _or_else(native: Form, plain: Form) -> Form:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxsoft._core.logits import (
@@ -28,7 +29,7 @@ from jaxsoft._core.logits import (
     size_of,
     times,
 )
-from jaxsoft._core.mesh import Axes, device_sum, is_class, row_sum
+from jaxsoft._core.mesh import Axes, class_index, device_sum, is_class, row_sum
 from jaxsoft._passes import native
 from jaxsoft._passes.merge import Summary, merge, of_nothing, seen_from
 from jaxsoft._passes.primitive import Form, Pass
@@ -37,7 +38,7 @@ from jaxsoft._passes.primitive import Form, Pass
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("weights", "labels", "coefficients", "values"),
-    meta_fields=("with_e_d",),
+    meta_fields=("with_e_d", "with_top"),
 )
 @dataclasses.dataclass(frozen=True)
 class Riders:
@@ -51,9 +52,11 @@ class Riders:
     coefficients: tuple[Array, ...] = ()  # q
     values: Array | None = None  # v
     with_e_d: bool = False
+    with_top: bool = False
 
 
 NO_RIDERS = Riders()
+LAST = np.iinfo(np.int32).max  # of the indices of classes
 
 
 class Reduced(NamedTuple):
@@ -111,7 +114,22 @@ def _of_each_number(z, t, axes, riders):
         value=v,
         deviation=None if v is None else zero,
         others=None if v is None else zero,
+        top=_indices(z, axes) if riders.with_top else None,
     )
+
+
+def _indices(z, axes):
+    return jnp.broadcast_to(class_index(z, axes), z.shape)
+
+
+def _top(z, axes):
+    """The index of the maximum, the first of tied ones."""
+    # XLA may compute logits anew for every reduction, and not to the last bit. Behind
+    # the barrier they are the same for both.
+    z = jax.lax.optimization_barrier(z)
+    m = jnp.max(z, axes.dims, keepdims=True, initial=-jnp.inf)
+    index = jnp.where(z < m, LAST, _indices(z, axes))
+    return jnp.min(index, axes.dims, keepdims=True, initial=LAST)
 
 
 def _at_label(z, axes, riders):
@@ -186,6 +204,7 @@ def _textbook(axes, m, z, gap, d, riders, is_near=None):
         logit=None if at_label is None else total(at_label),
         total=tuple(map(total, q)),
         below=tuple(of_others(_finite_product(q, gap)) for q in q),
+        top=_top(z, axes) if riders.with_top else None,
     )
     if v is not None:
         # About the value of a class with most of the probability, or about 0. That the
@@ -252,13 +271,17 @@ def over_devices(names: tuple[Hashable, ...], summary: Summary) -> Summary:
         temperature=None,
         weight=None if weight is None else jnp.where(holds, weight, 0),
         value=None,
+        top=None,
     )
     at_once = _sum_in_one_message((parts.logit, parts.total), names)
     sums = _sum_in_one_message(parts._replace(logit=None, total=()), names)
     sums = sums._replace(logit=at_once[0], total=at_once[1])
     s = sums.s if weight is not None else sums.s + (sums.m - 1)
     others = None if value is None else sums.others - value
-    return sums._replace(m=m, s=s, value=value, others=others)
+    top = summary.top
+    if top is not None:
+        top = jax.lax.pmin(jnp.where(holds, top, LAST), names)
+    return sums._replace(m=m, s=s, value=value, others=others, top=top)
 
 
 def _sum_in_one_message(tree: Any, names: tuple[Hashable, ...]) -> Any:
@@ -291,6 +314,8 @@ def _native_summary(axes, fixed, _):
     here = native.summary(axes, logits, riders)
     if here is None:
         return None
+    if riders.with_top:
+        here = here._replace(top=_top(masked_logits(logits), axes))
     return of_all_devices(axes, logits, Reduced(here, None, None)).summary
 
 
@@ -309,6 +334,7 @@ def _smooth(axes, fixed, _, results):
         logit=None if at_label is None else total(at_label),
         total=tuple(map(total, q)),
         below=tuple(total(_finite_product(q, gap)) for q in q),
+        top=results.top,
         **_smooth_values(z, d, e, riders.values, results, total),
     )
 

@@ -1,0 +1,164 @@
+"""What the losses of a linear head are given: checked, flattened, and cut in chunks."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft._checks import as_array, as_index_labels, as_integer, as_real
+from jaxsoft._core.dtypes import accumulation_dtype
+from jaxsoft._linear.accumulate import TokenPlan
+from jaxsoft._linear.chunks import Head, Tokens, VocabularyPlan, has_narrow_range
+from jaxsoft._losses.nll import METRICS
+from jaxsoft._losses.per_row import RowLabels
+
+# A chunk of 4096 classes is wide enough for matrix units, and a small one stays in a
+# CPU's cache: at 1024 tokens, 512 features and 32768 classes on two cores, value and
+# both gradients take 800 ms in chunks of 16 MiB, and 850 ms in chunks of 64.
+DEFAULT_CHUNK_BYTES = 64 * 2**20
+SMALL_CHUNK_BYTES = 16 * 2**20
+WIDE_CHUNK = 4096
+# On a GPU the gradient of the hidden states is read and written once for every chunk:
+# of 8192 tokens, 4096 features and 131072 classes 17 GB of 66, and in these 2 of 39.
+GPU_CHUNK_BYTES = 512 * 2**20
+SUM_BYTES = 256 * 2**20
+# Fewer tokens are not worth sorting.
+FEWEST_TO_SKIP = 512
+
+
+def dtype_of_sums(hidden: Array, vocab_weight: Array) -> jnp.dtype:
+    return accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))
+
+
+class Inputs(NamedTuple):
+    hidden: Array
+    vocab_weight: Array
+    labels: Array
+    vocab_bias: Array | None
+    classes: int
+    dtype: jnp.dtype
+    chunks: tuple[int, int]  # classes in a chunk, and in one on a GPU
+
+
+def checked_inputs(
+    name: str,
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    labels: ArrayLike,
+    vocab_bias: ArrayLike | None,
+    vocab_axis: int,
+    chunk_bytes: int | None,
+    several_labels: bool = False,
+) -> Inputs:
+    hidden = as_real(name, "hidden", hidden)
+    vocab_weight = as_real(name, "vocab_weight", vocab_weight)
+    if as_integer(vocab_axis) not in (0, 1):
+        raise ValueError(f"{name}: vocab_axis must be 0 or 1; got {vocab_axis!r}")
+    if hidden.ndim < 1 or vocab_weight.ndim != 2:
+        raise ValueError(
+            f"{name}: hidden must be (*batch, features) and vocab_weight a matrix; got "
+            f"shapes {hidden.shape} and {vocab_weight.shape}"
+        )
+    classes, features = (
+        vocab_weight.shape[vocab_axis],
+        vocab_weight.shape[1 - vocab_axis],
+    )
+    if hidden.shape[-1] != features or classes == 0:
+        layout = ("(classes, features)", "(features, classes)")[vocab_axis]
+        hint = ""
+        if hidden.shape[-1] == classes != 0:
+            hint = f". Write vocab_axis={1 - vocab_axis}"
+        raise ValueError(
+            f"{name}: hidden must be (*batch, features) and vocab_weight {layout} with "
+            f"the same features and at least one class; got shapes {hidden.shape} and "
+            f"{vocab_weight.shape} with vocab_axis={vocab_axis}{hint}"
+        )
+    batch = hidden.shape[:-1]
+    what = "the shape of hidden without features"
+    labels = as_array(name, "labels", labels)
+    if several_labels and labels.ndim == len(batch) + 1 and labels.shape[-1] > 0:
+        batch, what = (*batch, labels.shape[-1]), f"{what}, and labels behind it,"
+    labels = as_index_labels(name, labels, batch, what)
+    dtype = dtype_of_sums(hidden, vocab_weight)
+    if vocab_bias is not None:
+        vocab_bias = as_real(name, "vocab_bias", vocab_bias)
+        if vocab_bias.shape != (classes,):
+            raise ValueError(
+                f"{name}: vocab_bias must have one entry per class, shape "
+                f"({classes},); got {vocab_bias.shape}"
+            )
+    tokens = math.prod(hidden.shape[:-1])
+    sizes = _chunk_sizes(name, tokens, chunk_bytes)
+    chunks = tuple(_chunk_classes(tokens, classes, size) for size in sizes)
+    return Inputs(hidden, vocab_weight, labels, vocab_bias, classes, dtype, chunks)
+
+
+def _chunk_sizes(name: str, tokens: int, chunk_bytes: int | None) -> tuple[int, int]:
+    """Bytes of a chunk, and of one on a GPU."""
+    if chunk_bytes is None:
+        wide = max(SMALL_CHUNK_BYTES, 4 * WIDE_CHUNK * tokens)
+        return min(DEFAULT_CHUNK_BYTES, wide), GPU_CHUNK_BYTES
+    if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
+        raise TypeError(f"{name}: chunk_bytes must be an int; got {chunk_bytes!r}")
+    if chunk_bytes <= 0:
+        raise ValueError(f"{name}: chunk_bytes must be positive; got {chunk_bytes}")
+    return chunk_bytes, chunk_bytes
+
+
+def _chunk_classes(tokens: int, classes: int, chunk_bytes: int) -> int:
+    """Classes in a chunk: at most chunk_bytes of float32 logits, and a multiple of 128
+    where they are so many. If possible the chunks divide the classes, or nearly: the
+    last one repeats what it lacks."""
+    most = min(classes, max(chunk_bytes // (4 * max(tokens, 1)), 1))
+    if most == classes:
+        return classes
+    step = 128 if most >= 128 else 1
+    most -= most % step
+    for chunk in range(most, most // 2, -step):
+        if classes % chunk == 0:
+            return chunk
+    per_chunk = -(-classes // -(-classes // most))
+    return -(-per_chunk // step) * step
+
+
+def token_chunks(hidden: Array, head: Head, plan: VocabularyPlan) -> TokenPlan | None:
+    """How to sum a loss with its gradient taken in the forward pass; None where the
+    logits of a chunk and the float32 gradient of the weights exceed the budget, and
+    where the inputs do not hold a gradient that is scaled later."""
+    if has_narrow_range(hidden.dtype):
+        return None
+    tokens, features = hidden.shape
+    classes = head.weight.shape[plan.vocab_axis]
+    most = SUM_BYTES // 4 // classes - features
+    chunk = min(tokens, most)
+    if chunk < min(tokens, 128) or tokens == 0:
+        return None
+    return TokenPlan(plan.vocab_axis, chunk, plan.may_skip, plan.asked == METRICS)
+
+
+def flat_rows(hidden: Array) -> Array:
+    return hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1])
+
+
+def flat_tokens(
+    hidden: Array,
+    labels: RowLabels,
+    temperature: Array | None,
+    where: Array | None,
+    classes: int,
+) -> Tokens:
+    """(N,), or of several labels (N, K)."""
+    batch = hidden.shape[:-1]
+    if temperature is not None:
+        temperature = jnp.broadcast_to(temperature, (*batch, 1)).reshape(-1)
+    if where is not None:
+        shared = all(n == 1 for n in where.shape[:-1])
+        of_tokens = (1,) * len(batch) if shared else batch
+        where = jnp.broadcast_to(where, (*of_tokens, classes)).reshape(-1, classes)
+    tokens = math.prod(batch)
+    of_each = labels.class_index.shape[len(batch) :]
+    labels = jax.tree.map(lambda v: v.reshape(tokens, *of_each), labels)
+    return Tokens(labels, temperature, where)
