@@ -854,7 +854,8 @@ MUTANTS = [
         "loss = loss + times_loss(options.z_loss, _square(terms.logsumexp))",
         "w = options.label_weight\n"
         "        w = 1 if w is None else w\n"
-        "        loss = loss + w * times_loss(options.z_loss, _square(terms.logsumexp))",
+        "        loss = loss + w * times_loss(options.z_loss, "
+        "_square(terms.logsumexp))",
         "test_laws.py",
         _laws("cross_entropy_options"),
     ),

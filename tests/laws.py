@@ -94,7 +94,7 @@ LIKE_LOGITS = (
 
 # For logits of half precision too.
 FLOAT32_RESULTS = {
-    *("entropy", "softargmax", "cross_entropy", "kl_divergence", "circle_loss"),
+    *("entropy", "cross_entropy", "kl_divergence", "circle_loss"),
     *("binary_cross_entropy", "multilabel_cross_entropy"),
     *("linear_cross_entropy", "linear_log_probs"),
 }

@@ -269,22 +269,24 @@ cross_entropy(X, Y, check_labels=1)
 jax.vmap(partial(entropy, axis_name="v"), axis_name="v")(X)
     ValueError: entropy: axis_name must name mesh axes of an enclosing jax.shard_map;
     got 'v'
-jax.shard_map(partial(entropy, axis_name="v"), mesh=MESH, in_specs=P(), out_specs=P())(X)
+jax.shard_map(partial(entropy, axis_name="v"), mesh=MESH, in_specs=P(),
+    out_specs=P())(X)
     ValueError: entropy: axis_name 'v' must be the mesh axis over which the classes of
     logits are split; got logits that are the same on all of its devices
 jax.shard_map(partial(cross_entropy, axis_name="v"), mesh=AUTO, in_specs=P("v"),
     out_specs=P("v"))(X, Y)
-    ValueError: cross_entropy: axis_name 'v' must be the mesh axis over which the classes
-    are split; got labels that differ over it, as over an axis of the batch. For a mean
-    over such an axis see loss_weight
+    ValueError: cross_entropy: axis_name 'v' must be the mesh axis over which the
+    classes are split; got labels that differ over it, as over an axis of the batch. For
+    a mean over such an axis see loss_weight
 loss_weight(Y > 0)
     TypeError: loss_weight: labels must be integers (class indices) or floats
     (probabilities); got dtype bool
 loss_weight(Y, class_weight=X)
-    ValueError: loss_weight: class_weight must have one entry per class; got shape (2, 3)
+    ValueError: loss_weight: class_weight must have one entry per class; got shape (2,
+    3)
 loss_weight(Y, where=jnp.ones((4, 3), bool))
-    ValueError: loss_weight: where must have the logits' rank, and without the class axis
-    broadcast to the shape of the rows (2,); got (4, 3)
+    ValueError: loss_weight: where must have the logits' rank, and without the class
+    axis broadcast to the shape of the rows (2,); got (4, 3)
 """
 
 

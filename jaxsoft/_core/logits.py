@@ -175,13 +175,18 @@ exact_exp_shifted.defjvp(functools.partial(_exp_jvp, exact_exp_shifted))
 
 
 def rounding_of_difference(a: Array, b: Array, difference: Array) -> Array:
-    """What a - b lacks, exactly: Knuth's TwoSum."""
+    """What a - b lacks, exactly: Knuth's TwoSum. 0 where it is infinite."""
+    finite = jnp.isfinite(difference)
+    a, b, difference = (jnp.where(finite, v, 0) for v in (a, b, difference))
     back = difference - a
     return (a - (difference - back)) - (b + back)
 
 
 def _remainder(gap: Array, d: Array, t: Array) -> Array:
-    """gap - d t, exactly: in halves of the digits, whose products do not round."""
+    """gap - d t, exactly: in halves of the digits, whose products do not round. 0 where
+    they are infinite."""
+    finite = jnp.isfinite(gap) & jnp.isfinite(d)
+    gap, d = (jnp.where(finite, v, 0) for v in (gap, d))
     finfo = jnp.finfo(gap.dtype)
     d_high, t_high = (
         jax.lax.reduce_precision(v, finfo.nexp, finfo.nmant // 2) for v in (d, t)

@@ -25,6 +25,7 @@ from jaxsoft._checks import (
     as_mask,
     as_real,
     as_temperature,
+    is_of,
 )
 from jaxsoft._core.dtypes import accumulation_dtype, cast, clip_tangent
 from jaxsoft._core.logits import shifted
@@ -61,8 +62,8 @@ def softargmax(
         keepdims: keep the reduced axes with size 1.
 
     Returns:
-        The reduced array in the units of ``positions``, and in the dtype of ``x``, or
-        that to which those of ``x`` and ``positions`` promote. Half precision is
+        The reduced array in the units of ``positions``, and in the dtype of ``x``, or of
+        floating ``positions`` if that is the wider one. Half precision is
         computed in float32, but has no place for an index above 2048 (in bfloat16 256):
         there give ``x`` or ``positions`` in float32.
 
@@ -104,7 +105,8 @@ def softargmax(
     dtype = x.dtype
     if positions is not None:
         positions = as_array(name, "positions", positions)
-        dtype = jnp.result_type(x, positions)
+        if is_of(positions.dtype, jnp.floating):
+            dtype = max(dtype, positions.dtype, key=lambda of: of.itemsize)
         positions = _as_positions(name, positions, x, axes)
     return _softargmax_jit(x, positions, where, tau, axes, keepdims, dtype)
 
