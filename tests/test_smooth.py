@@ -375,8 +375,7 @@ def test_dtypes(name, x64):
         return f(x, t), jax.grad(lambda t: jnp.sum(f(x, t)))(t)
 
     for dtype in ("int32", *DTYPES, "float64"):
-        wide = name == "softargmax" and jnp.dtype(dtype).itemsize < 4
-        wanted = "float32" if wide or dtype == "int32" else dtype
+        wanted = "float32" if dtype == "int32" else dtype
         x = jax.ShapeDtypeStruct((2, 3), dtype)
         if dtype != "int32" or name not in OF_TWO:  # whose partner is a float
             value, slope = jax.eval_shape(value_and_slope, x, t)
