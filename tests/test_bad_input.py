@@ -264,11 +264,11 @@ KINDS: dict[str, Kind] = {
         ),
     ),
     "weight of each": Kind(
-        typed("shape", np.float32), (NO_ARRAYS, *REAL, misfit("shape"))
+        typed("shape", np.float32), (NO_ARRAYS, REAL[1], misfit("shape"))
     ),
     "sample_weight": Kind(
         typed("rows", np.float32),
-        (NO_ARRAYS, misfit("rows"), *not_real("rows")),
+        (NO_ARRAYS, misfit("rows"), typed("rows", np.complex64)),
     ),
     "ignore_index": choice_kind(
         one_of(-100, 0, None, 2**70, np.int8(3)),
@@ -335,11 +335,17 @@ KINDS: dict[str, Kind] = {
 
 # These take functions, and have their cases in test_errors.py.
 OF_FUNCTIONS = {"shard_vocab", "straight_through", "with_jvp"}
+# So has this one, whose labels tell less of the logits than a loss knows.
+OF_LABELS = {"loss_weight"}
+# Not together with label probabilities.
+NOT_DRAWN = {("cross_entropy", "focal_gamma")}
 WITHOUT_ARRAYS = {"cpu_kernels", "use_cpu_kernels"}  # test_native.py
+RESULTS = {"LogProbs", "LossMetrics"}
 # An argument is of the kind of its name, or of this one, or of that of its function.
 BY_NAME = {
     **dict.fromkeys(("keepdims", "return_sign", "detach_weights"), "flag"),
-    **dict.fromkeys(("z_loss", "margin", "scale"), "number"),
+    **dict.fromkeys(("check_labels", "with_metrics"), "flag"),
+    **dict.fromkeys(("z_loss", "focal_gamma", "margin", "scale"), "number"),
     **dict.fromkeys(("logits", "x", "y", "positives"), "real"),
     "target_logits": "partner",
     "where_positive": "where",
@@ -370,9 +376,10 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     name: {
         argument: BY_FUNCTION.get((name, argument), BY_NAME.get(argument, argument))
         for argument in inspect.signature(getattr(jaxsoft, name)).parameters
+        if (name, argument) not in NOT_DRAWN
     }
     for name in jaxsoft.__all__
-    if name not in {*OF_FUNCTIONS, *WITHOUT_ARRAYS, "LogProbs"}
+    if name not in {*OF_FUNCTIONS, *OF_LABELS, *WITHOUT_ARRAYS, *RESULTS}
 }
 LAST_AXIS = {"circle_loss", "linear_cross_entropy", "linear_log_probs"}
 
