@@ -117,7 +117,7 @@ def linear_cross_entropy(
             `cross_entropy`.
         temperature: as in `cross_entropy`, broadcastable to (*batch, 1).
         chunk_bytes: largest size of a chunk of float32 logits; by default that of 4096
-            classes, and at least 16 and at most 64 MiB, on a GPU 512 MiB. A chunk is a
+            classes, and at least 16 and at most 128 MiB, on a GPU 512 MiB. A chunk is a
             multiple of 128 classes where it has so many. Given a number, the logits
             are always recomputed (see Gradient).
         axis_name: mesh axis (or tuple of them) over which the vocabulary is split,
