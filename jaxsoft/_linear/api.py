@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ from jaxsoft._linear.inputs import (
 from jaxsoft._linear.recompute import linear_terms
 from jaxsoft._losses.nll import METRICS, Asked
 from jaxsoft._losses.per_row import (
+    LossMetrics,
     included_classes,
     local_weight,
     loss_metrics,
@@ -74,6 +75,29 @@ class LogProbs(NamedTuple):
     """Entropy of the distribution, in nats."""
     top_label: Array
     """The most probable class, int32."""
+
+
+# The overloads name only what decides on the result.
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    with_metrics: Literal[True],
+    **options: Any,
+) -> tuple[Array, LossMetrics]: ...
+
+
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    with_metrics: Literal[False] = False,
+    **options: Any,
+) -> Array: ...
 
 
 @with_hints

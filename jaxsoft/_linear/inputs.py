@@ -93,8 +93,11 @@ def checked_inputs(
                 f"({classes},); got {vocab_bias.shape}"
             )
     tokens = math.prod(hidden.shape[:-1])
-    sizes = _chunk_sizes(name, tokens, chunk_bytes)
-    chunks = tuple(_chunk_classes(tokens, classes, size) for size in sizes)
+    size, on_gpu = _chunk_sizes(name, tokens, chunk_bytes)
+    chunks = (
+        _chunk_classes(tokens, classes, size),
+        _chunk_classes(tokens, classes, on_gpu),
+    )
     return Inputs(hidden, vocab_weight, labels, vocab_bias, classes, dtype, chunks)
 
 
