@@ -339,6 +339,7 @@ WITHOUT_ARRAYS = {"cpu_kernels", "use_cpu_kernels"}  # test_native.py
 # An argument is of the kind of its name, or of this one, or of that of its function.
 BY_NAME = {
     **dict.fromkeys(("keepdims", "return_sign", "detach_weights"), "flag"),
+    **dict.fromkeys(("check_labels", "with_metrics"), "flag"),
     **dict.fromkeys(("z_loss", "margin", "scale"), "number"),
     **dict.fromkeys(("logits", "x", "y", "positives"), "real"),
     "target_logits": "partner",
@@ -372,7 +373,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
         for argument in inspect.signature(getattr(jaxsoft, name)).parameters
     }
     for name in jaxsoft.__all__
-    if name not in {*OF_FUNCTIONS, *WITHOUT_ARRAYS, "LogProbs"}
+    if name not in {*OF_FUNCTIONS, *WITHOUT_ARRAYS, "LogProbs", "LossMetrics"}
 }
 LAST_AXIS = {"circle_loss", "linear_cross_entropy", "linear_log_probs"}
 

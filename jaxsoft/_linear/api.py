@@ -452,4 +452,5 @@ def _log_probs(hidden, head, labels, where, temperature, *, plan, ignore_index):
     terms = linear_terms(hidden, head, tokens, plan)
     of_tokens = terms.logsumexp, terms.entropy, terms.top_label
     of_tokens = (v.reshape(batch) for v in of_tokens)
-    return LogProbs(-terms.nll.reshape(labels.shape), *of_tokens)
+    # Of an ignored label 0, not -0.
+    return LogProbs(0 - terms.nll.reshape(labels.shape), *of_tokens)
