@@ -324,6 +324,7 @@ def _count_of_arguments(law: Law) -> int:
 # The public names that are in no law of their own, and why.
 WITHOUT_LAW = {
     "LogProbs": "a result",
+    "LossMetrics": "a result",
     "shard_vocab": "it needs devices: test_sharding.py",
     **dict.fromkeys(("cpu_kernels", "use_cpu_kernels"), "no arrays: test_native.py"),
     "with_jvp": "it is in every rule, and anybody's: test_autodiff.py",

@@ -127,7 +127,8 @@ def _fwd(hidden, head, inputs, chunks):
 def _bwd(chunks, residuals, cotangents):
     g, _ = cotangents
     if isinstance(g, SymbolicZero):
-        g = jnp.zeros(g.aval.shape, g.aval.dtype)
+        aval: Any = g.aval
+        g = jnp.zeros(aval.shape, aval.dtype)
     hidden, head, dhidden, dhead, dsmooth = residuals
     dtemperature, doptions = jax.tree.map(lambda v: g * v, dsmooth)
     dinputs = TokenInputs(Tokens(None, dtemperature, None), doptions)

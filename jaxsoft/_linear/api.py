@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ from jaxsoft._linear.inputs import (
 from jaxsoft._linear.recompute import linear_terms
 from jaxsoft._losses.nll import METRICS, Asked
 from jaxsoft._losses.per_row import (
+    LossMetrics,
     included_classes,
     local_weight,
     loss_metrics,
@@ -74,6 +75,29 @@ class LogProbs(NamedTuple):
     """Entropy of the distribution, in nats."""
     top_label: Array
     """The most probable class, int32."""
+
+
+# The overloads name only what decides on the result.
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    with_metrics: Literal[True],
+    **options: Any,
+) -> tuple[Array, LossMetrics]: ...
+
+
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    with_metrics: Literal[False] = False,
+    **options: Any,
+) -> Array: ...
 
 
 @with_hints
@@ -117,7 +141,7 @@ def linear_cross_entropy(
             `cross_entropy`.
         temperature: as in `cross_entropy`, broadcastable to (*batch, 1).
         chunk_bytes: largest size of a chunk of float32 logits; by default that of 4096
-            classes, and at least 16 and at most 64 MiB, on a GPU 512 MiB. A chunk is a
+            classes, and at least 16 and at most 128 MiB, on a GPU 512 MiB. A chunk is a
             multiple of 128 classes where it has so many. Given a number, the logits
             are always recomputed (see Gradient).
         axis_name: mesh axis (or tuple of them) over which the vocabulary is split,
@@ -428,4 +452,5 @@ def _log_probs(hidden, head, labels, where, temperature, *, plan, ignore_index):
     terms = linear_terms(hidden, head, tokens, plan)
     of_tokens = terms.logsumexp, terms.entropy, terms.top_label
     of_tokens = (v.reshape(batch) for v in of_tokens)
-    return LogProbs(-terms.nll.reshape(labels.shape), *of_tokens)
+    # Of an ignored label 0, not -0.
+    return LogProbs(0 - terms.nll.reshape(labels.shape), *of_tokens)

@@ -18,7 +18,9 @@ from jaxsoft._losses.per_row import RowLabels
 # A chunk of 4096 classes is wide enough for matrix units, and a small one stays in a
 # CPU's cache: at 1024 tokens, 512 features and 32768 classes on two cores, value and
 # both gradients take 800 ms in chunks of 16 MiB, and 850 ms in chunks of 64.
-DEFAULT_CHUNK_BYTES = 64 * 2**20
+# For 8192 tokens and 4096 features a TPU v5e takes 1.57 of three ideal products with
+# chunks of 4096 classes, and 1.71 with 2048.
+DEFAULT_CHUNK_BYTES = 128 * 2**20
 SMALL_CHUNK_BYTES = 16 * 2**20
 WIDE_CHUNK = 4096
 # On a GPU the gradient of the hidden states is read and written once for every chunk:
@@ -91,8 +93,11 @@ def checked_inputs(
                 f"({classes},); got {vocab_bias.shape}"
             )
     tokens = math.prod(hidden.shape[:-1])
-    sizes = _chunk_sizes(name, tokens, chunk_bytes)
-    chunks = tuple(_chunk_classes(tokens, classes, size) for size in sizes)
+    size, on_gpu = _chunk_sizes(name, tokens, chunk_bytes)
+    chunks = (
+        _chunk_classes(tokens, classes, size),
+        _chunk_classes(tokens, classes, on_gpu),
+    )
     return Inputs(hidden, vocab_weight, labels, vocab_bias, classes, dtype, chunks)
 
 

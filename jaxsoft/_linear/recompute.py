@@ -84,17 +84,16 @@ def _bwd(plan, residuals, cotangents):
     tokens = _with_local_labels(jax.tree.map(column, tokens), head, plan)
     row = _row(summary, tokens)
     g, h, k, a = _cotangents_of_rows(row, hidden, tokens, cotangents, plan)
+    if several:
+        scale = product(h, row.per_t / (1 + row.s))
+        of_rows = RowCotangents(summary, scale, None, g, k, a)
+    else:
+        scales = scale_and_label_entry(row, summary, g, h)
+        of_rows = RowCotangents(summary, *scales, None, k, a)
     variance = dhead = None
     if frozen is not None:
-        scales = scale_and_label_entry(row, summary, g, h)
-        dhidden = _frozen_backward(head, tokens, frozen, scales, plan)
+        dhidden = _frozen_backward(head, tokens, frozen, of_rows, plan)
     else:
-        if several:
-            scale = product(h, row.per_t / (1 + row.s))
-            of_rows = RowCotangents(summary, scale, None, g, k, a)
-        else:
-            scales = scale_and_label_entry(row, summary, g, h)
-            of_rows = RowCotangents(summary, *scales, None, k, a)
         (dhidden, variance), dhead = head_and_row_cotangents(
             hidden, head, tokens, of_rows, plan
         )
@@ -145,8 +144,8 @@ def _materialised(cotangents):
 
 # dh = sum over all classes but the label of scale e_j kappa_j w_j, and for the label
 # its own dz kappa_y w_y: again nothing cancels.
-def _frozen_backward(head, tokens, frozen, scales, plan):
-    scale, at_label = scales
+def _frozen_backward(head, tokens, frozen, of_rows, plan):
+    scale, at_label = of_rows.scale, of_rows.at_label
     index = tokens.labels.class_index[:, 0]
     label_weight = jnp.take(head.weight, jnp.maximum(index, 0), axis=plan.vocab_axis)
     if plan.vocab_axis == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ from jaxsoft._losses.nll import (
     probability_terms,
 )
 from jaxsoft._losses.per_row import (
+    LossMetrics,
     included_classes,
     local_weight,
     loss_metrics,
@@ -60,6 +61,23 @@ from jaxsoft._losses.per_row import (
     with_empty_rows_ignored,
 )
 from jaxsoft._row import logits_of
+
+
+# The overloads name only what decides on the result.
+@overload
+def cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, with_metrics: Literal[True], **options: Any
+) -> tuple[Array, LossMetrics]: ...
+
+
+@overload
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    with_metrics: Literal[False] = False,
+    **options: Any,
+) -> Array: ...
 
 
 @with_hints

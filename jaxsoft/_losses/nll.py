@@ -247,7 +247,7 @@ def label_cotangents(
     labels: RowLabels,
     cotangents: RowTerms,
     counted: Array | None = None,
-) -> tuple[Array, Array, Array | None]:
+) -> tuple[Array, Array, Any]:
     """0 into a row that is ignored, or without a logit above -inf; NaN into the whole
     row of an invalid label. For `counted` see `terms_of_label`."""
     counted = labels.counted if counted is None else counted
