@@ -194,11 +194,13 @@ def of_all_nestings(law: Law):
     return functools.partial(under_scan_of_vmap, of)
 
 
-# A loop over chunks in every rule, and rules that are those of another function.
+# A loop over chunks in every rule, scatters that take XLA a while, and rules that are
+# those of another function.
 LONG = [
     law
     for law in PLAINEST.values()
     if law.kinds[0] == "hidden"
+    or law.made is laws.in_segments
     or law.name in ("smooth_abs", "smooth_sign", "smooth_step", "smooth_minimum")
 ]
 
