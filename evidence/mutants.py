@@ -1438,6 +1438,31 @@ MUTANTS = [
         "test_bad_input.py",
         "shard_vocab",
     ),
+    # Segments.
+    Mutant(
+        "the tail of a sure segment is S - 1",
+        "_grouped",
+        "jnp.where(total < 1.5, rest, total - 1)",
+        "total - 1",
+        "test_segments.py",
+        "digits",
+    ),
+    Mutant(
+        "ids below 0 count from the end",
+        "_grouped",
+        "found = (ids >= 0) & (ids < segments.count)",
+        "found = ids < segments.count",
+        "test_segments.py",
+        "is_a_row",
+    ),
+    Mutant(
+        "a sure segment's softmax is pulled back without its winner",
+        "_segments",
+        "deviation = g - of.at_entries(of.sum(jnp.where(of.is_top, g, 0)))",
+        "deviation = g",
+        "test_segments.py",
+        "digits",
+    ),
 ]
 
 

@@ -20,6 +20,9 @@ from jaxsoft._losses.loss_weight import loss_weight as loss_weight
 from jaxsoft._losses.per_row import LossMetrics as LossMetrics
 from jaxsoft._passes.switch import cpu_kernels as cpu_kernels
 from jaxsoft._passes.switch import use_cpu_kernels as use_cpu_kernels
+from jaxsoft._segments import segment_log_softmax as segment_log_softmax
+from jaxsoft._segments import segment_logsumexp as segment_logsumexp
+from jaxsoft._segments import segment_softmax as segment_softmax
 from jaxsoft._sharding import shard_vocab as shard_vocab
 from jaxsoft._smooth.clip import smooth_clip as smooth_clip
 from jaxsoft._smooth.elementwise import smooth_abs as smooth_abs
@@ -56,6 +59,9 @@ __all__ = [
     "logsumexp",
     "loss_weight",
     "multilabel_cross_entropy",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
     "shard_vocab",
     "smooth_abs",
     "smooth_clip",

@@ -185,6 +185,29 @@ class Law:
         return tuple(a != b for a, b in zip(two, three))
 
 
+def in_segments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of segments as one of rows: every row is a segment, whose entries lie
+    among those of the others."""
+
+    def of_rows(x, where=None, temperature=1.0):
+        rows, classes = x.shape
+        ids = jnp.tile(jnp.arange(rows), classes)
+        result = function(
+            x.T.ravel(),
+            ids,
+            rows,
+            where=None if where is None else where.T.ravel(),
+            temperature=temperature
+            if jnp.ndim(temperature) == 0
+            else temperature[:, 0],
+        )
+        if function is jaxsoft.segment_logsumexp:
+            return result
+        return result.reshape(classes, rows).T
+
+    return of_rows
+
+
 _TEMPERATURE = {"temperature": "temperature"}
 _MASKED = {"where": "mask", **_TEMPERATURE}
 _LOSS_OPTIONS = {
@@ -215,6 +238,16 @@ LAWS = [
     Law("log_softmax_options", ["logits"], _MASKED),
     Law("entropy", ["logits"]),
     Law("entropy_options", ["logits"], _MASKED),
+    *(
+        Law(
+            f"segment_{meaning}",
+            ["logits"],
+            _MASKED,
+            made=in_segments,
+            meaning_name=meaning,
+        )
+        for meaning in ("logsumexp", "softmax", "log_softmax")
+    ),
     Law("cross_entropy", ["logits", "labels"]),
     Law("cross_entropy_options", ["logits", "labels"], _LOSS_OPTIONS),
     Law("cross_entropy_mean", ["logits", "labels"], _WEIGHTS, _MEAN, by_row=False),

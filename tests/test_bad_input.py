@@ -143,6 +143,12 @@ def index_misfit(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     return np.zeros(shapes[rng.integers(len(shapes))], np.int32)
 
 
+def index_misfit_of_segments(rng: np.random.Generator, frame: Frame) -> np.ndarray:
+    entries = frame.shape[0]
+    shapes = [(entries + 1,), (1, entries), (entries, 1), ()]
+    return np.zeros(shapes[rng.integers(len(shapes))], np.int32)
+
+
 def probability_misfit(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     shapes = [
         frame.rows,
@@ -308,6 +314,18 @@ KINDS: dict[str, Kind] = {
     "chunk_bytes": choice_kind(
         one_of(None, 64, 2**20), *(0, -1, 0.5, 64.0, "64", True, [64], {}), floats(2)
     ),
+    "segment_ids": Kind(
+        lambda rng, frame: np.zeros(frame.shape[0], np.int32),
+        (
+            *(NO_ARRAYS, one_of(None), one_of(0), index_misfit_of_segments),
+            sized(lambda frame: (frame.shape[0],)),
+            lambda rng, frame: np.ones(frame.shape[0], bool),
+        ),
+    ),
+    # One segment, so that what fits to the rows along the first axis fits to it.
+    "num_segments": choice_kind(
+        one_of(1), *(-1, 1.0, "1", True, [1], (), {}, object()), floats(2), np.ones(2)
+    ),
     "positions": Kind(
         typed("per_class", np.float32),
         (
@@ -349,6 +367,7 @@ BY_NAME = {
     **dict.fromkeys(("logits", "x", "y", "positives"), "real"),
     "target_logits": "partner",
     "where_positive": "where",
+    "indices_are_sorted": "flag",
     "pos_weight": "weight of each",
     "a": "anything",
     "b": "factor",
@@ -382,6 +401,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     if name not in {*OF_FUNCTIONS, *OF_LABELS, *WITHOUT_ARRAYS, *RESULTS}
 }
 LAST_AXIS = {"circle_loss", "linear_cross_entropy", "linear_log_probs"}
+FIRST_AXIS = {"segment_logsumexp", "segment_softmax", "segment_log_softmax"}
 
 
 def is_required(name: str, argument: str) -> bool:
@@ -393,11 +413,14 @@ def valid_call(rng: np.random.Generator, name: str) -> tuple[Frame, dict[str, An
     """The required arguments, the class axis, and some of the options."""
     shape = (5, 7, 13)[: rng.integers(1, 4)]
     axis = -1 if name in LAST_AXIS else int(rng.integers(-len(shape), len(shape)))
+    axis = 0 if name in FIRST_AXIS else axis
     frame = Frame(shape, axis % len(shape))
     return frame, {
         argument: KINDS[kind].valid(rng, frame)
         for argument, kind in FUNCTIONS[name].items()
-        if is_required(name, argument) or kind == "axis" or rng.random() < 0.3
+        if is_required(name, argument)
+        or kind in ("axis", "num_segments")  # which tracers of ids do not tell
+        or rng.random() < 0.3
     }
 
 
@@ -476,7 +499,7 @@ def test_broken_calls(name):
 
 STATIC = {
     *("axis", "axis_name", "reduction", "flag"),
-    *("ignore_index", "vocab_axis", "chunk_bytes"),
+    *("ignore_index", "vocab_axis", "chunk_bytes", "num_segments"),
 }
 
 

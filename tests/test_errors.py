@@ -185,6 +185,21 @@ linear_cross_entropy(X, X, X[:, 0])
 linear_cross_entropy(X, X, jnp.zeros(3, int))
     ValueError: linear_cross_entropy: labels must have the shape of hidden without
     features (2,); got (3,)
+segment_softmax(X, X[:, 0])
+    TypeError: segment_softmax: segment_ids must be integers; got dtype float32
+segment_softmax(X, Y[:1])
+    ValueError: segment_softmax: segment_ids must have one entry for each along the
+    first axis of x; got segment_ids (1,) for x (2, 3)
+jax.jit(segment_logsumexp)(X, Y)
+    ValueError: segment_logsumexp: num_segments must be given where the ids are traced,
+    as under jax.jit; got None
+segment_log_softmax(X, Y, 1.0)
+    TypeError: segment_log_softmax: num_segments must be an int or None; got 1.0
+segment_log_softmax(X, Y, -1)
+    ValueError: segment_log_softmax: num_segments must not be negative; got -1
+segment_softmax(X, Y, 2, temperature=jnp.ones(2))
+    ValueError: segment_softmax: temperature must broadcast to the shape of the result,
+    (2, 3); got (2,)
 use_cpu_kernels(1).__enter__()
     TypeError: use_cpu_kernels: use must be a bool; got int
 straight_through(jnp.sign, 1.0)

@@ -8,15 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
-from laws import LAWS, Law, of_floats
+from laws import LAWS, Law, in_segments, of_floats
 
 # Different from each other, and from every count of arrays.
 ROWS, CLASSES = 211, 101
 # Labels and their masks, weights, and the terms of a loss: all of one number per row.
 NUMBERS_PER_ROW = 32
 # An elementwise function has no rows, a circle loss makes logits of its similarities,
-# and a linear head has arguments of other sizes (test_linear_memory.py).
-LAWS_OF_ROWS = [law for law in LAWS if law.kinds[0] == "logits" and not law.elementwise]
+# a linear head has arguments of other sizes (test_linear_memory.py), and segments have
+# an id for every entry (test_segments.py).
+LAWS_OF_ROWS = [
+    law
+    for law in LAWS
+    if law.kinds[0] == "logits" and not law.elementwise and law.made is not in_segments
+]
 
 
 class Saved(NamedTuple):

@@ -1,0 +1,175 @@
+"""Entries in segments: what `Row` is to a row, of rows whose entries stand anywhere.
+
+m and the sum S of all e are two scatters, and S - 1 is s: nothing is lost where S is
+1.5 or more. Below it the maximum stands alone, and S has rounded digits of s
+away, and a third scatter sums the others. It is run if there is one.
+
+With sorted ids the merge could be scanned in place of that. Passes over 2^20 logits in
+2^16 segments, compiled with JAX 0.10.2, and the formula that is usually written by hand
+(segment_max, segment_sum):
+
+              scatters     scan      by hand
+    H200      4.8 to 7.0   39        4.8
+    v5e       5.2 to 5.3   4.3       5.2
+
+where the scan is 130 and 720 kernels. So sorted ids are a hint to the scatters alone.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._core.batching import largest_of_batch
+from jaxsoft._core.logits import (
+    NEAR,
+    Logits,
+    exact_at_maximum,
+    exp_shifted,
+    masked_logits,
+    shifted,
+    size_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """What is static about them."""
+
+    count: int
+    are_sorted: bool
+
+    @property
+    def of_ids(self) -> dict[str, Any]:
+        """What a scatter and a gather may rely on."""
+        return {
+            "mode": "promise_in_bounds",
+            "indices_are_sorted": self.are_sorted,
+            "wrap_negative_indices": False,
+        }
+
+    def full(self, value: float, like: Array) -> Array:
+        """A number for every segment of an array of entries."""
+        return jnp.full((self.count, *like.shape[1:]), value, like.dtype)
+
+
+def in_segments(
+    x: Array,
+    ids: Array,
+    where: Array | None,
+    temperature: Array | None,
+    segments: Segments,
+) -> tuple[Logits, Array]:
+    """The logits, of which those in no segment are masked, and ids all in range."""
+    if ids.dtype.itemsize < 4:  # of int8, 200 segments are out of sight
+        ids = ids.astype(jnp.int32)
+    found = (ids >= 0) & (ids < segments.count)
+    found = jax.lax.expand_dims(found, range(1, x.ndim))
+    where = found if where is None else where & found
+    if temperature is not None:
+        of_segments = (segments.count, *x.shape[1:])
+        temperature = jnp.broadcast_to(temperature, of_segments)
+    return Logits(x, where, temperature), jnp.clip(ids, 0, segments.count - 1)
+
+
+class Grouped(NamedTuple):
+    """Entries in segments, with the maximum m and the sum S = 1 + s of every segment.
+
+    What has the letter of a row, d, e or p, is of every entry.
+    """
+
+    segments: Segments
+    ids: Array
+    logits: Logits  # whose temperature is that of every entry
+    temperature: Array | None  # of every segment
+    m: Array
+    total: Array
+
+    @property
+    def z(self) -> Array:
+        return masked_logits(self.logits)
+
+    @property
+    def t(self) -> Array | None:
+        return size_of(self.logits.temperature)
+
+    @property
+    def e(self) -> Array:
+        return exp_shifted(self.z, self.at_entries(self.m), self.t)
+
+    @property
+    def d(self) -> Array:
+        """(z - m)/t, 0 at the maximum of a segment that is sure."""
+        d = shifted(self.z, self.at_entries(self.m), self.t)
+        return exact_at_maximum(d, self.at_entries(self.total - 1))
+
+    @property
+    def p(self) -> Array:
+        total = jnp.where(self.total == 0, 1, self.total)
+        return self.e / self.at_entries(total)
+
+    @property
+    def s(self) -> Array:
+        """The tail, with all its digits and with the derivative of S."""
+        is_sure = _is_sure(self.total - 1)
+        e, total = jax.lax.stop_gradient((self.e, self.total))
+        # JAX runs both branches for a batch, unless they are chosen for all of it.
+        rest = jax.lax.cond(
+            largest_of_batch(jnp.any(is_sure)),
+            lambda: self.sum(jnp.where(e > NEAR, 0, e)),
+            lambda: total,
+        )
+        tail = jnp.where(total < 1.5, rest, total - 1)
+        return tail + (self.total - total)
+
+    @property
+    def is_top(self) -> Array:
+        """Which entries have most of the probability of a segment that is sure."""
+        return (self.e > NEAR) & self.at_entries(_is_sure(self.total - 1))
+
+    @property
+    def sign(self) -> Array | float:
+        """That of the temperature, of every segment."""
+        return (
+            1.0
+            if self.temperature is None
+            else jnp.where(self.temperature < 0, -1.0, 1.0)
+        )
+
+    def at_entries(self, v: Array) -> Array:
+        """What is of the segment of every entry."""
+        return v.at[self.ids].get(**self.segments.of_ids)
+
+    def sum(self, v: Array) -> Array:
+        """Over the entries of every segment."""
+        return self.segments.full(0, v).at[self.ids].add(v, **self.segments.of_ids)
+
+    def to_x(self, dz: Array) -> Array:
+        """The cotangent of x, for one of z."""
+        _, to_x = jax.vjp(
+            lambda x: masked_logits(self.logits._replace(x=x)), self.logits.x
+        )
+        return to_x(dz)[0]
+
+
+def _is_sure(s):
+    """The maximum is alone above NEAR: two would have a tail of NEAR at least."""
+    return (s > -1) & (s < 0.5)
+
+
+def grouped(
+    segments: Segments, logits: Logits, ids: Array, kept: Any = None
+) -> Grouped:
+    """The entries in their segments; kept are m and S, where they are known."""
+    of_ids, temperature = segments.of_ids, logits.temperature
+    if temperature is not None:
+        logits = logits._replace(temperature=temperature.at[ids].get(**of_ids))
+    if kept is not None:
+        return Grouped(segments, ids, logits, temperature, *kept)
+    # Derivatives hold m fixed.
+    z = jax.lax.stop_gradient(masked_logits(logits))
+    m = segments.full(-jnp.inf, z).at[ids].max(z, **of_ids)
+    of = Grouped(segments, ids, logits, temperature, m, m)
+    return of._replace(total=of.sum(of.e))
