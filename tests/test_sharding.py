@@ -429,6 +429,16 @@ def check_collectives():
         assert 2 <= len(rows) <= 3, found
         assert max(rows) <= 3 * here, found
 
+        both = shard_vocab(jaxsoft.kl_divergence, mesh, vocab, tokens=tokens)
+        program = jax.jit(
+            jax.value_and_grad(lambda x, y, kl=both: jnp.sum(jnp.sin(kl(x, y))))
+        )
+        found = collectives(program.lower(given["x"], given["other"]).compile())
+        assert {kind for kind, _ in found} == {"all-reduce"}, found
+        rows = [size for _, size in found if size > 1]
+        assert len(rows) == 3, found  # two maxima, two tails, two sums about them
+        assert max(rows) <= 4 * here, found
+
         arguments = [given[name] for name in ("hidden", "vocab_weight", "labels")]
         program = jax.jit(jax.value_and_grad(total_linear, (0, 1)))
         found = collectives(program.lower(*arguments).compile())
