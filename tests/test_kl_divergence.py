@@ -55,12 +55,14 @@ def test_sure_logits_made_in_the_same_program(axis, rng):
     np.testing.assert_allclose(kl, expected(x, y), rtol=1e-4)
 
 
-def test_nearly_equal_distributions_keep_their_digits(rng, record_property):
+@pytest.mark.parametrize("shift", [0, 100])
+def test_nearly_equal_distributions_keep_their_digits(shift, rng, record_property):
     """The divergence is of second order in the difference: at a difference of 1e-4 the
-    difference of the logarithms has lost all digits of it."""
+    difference of the logarithms has lost all digits of it. A shift of all logits of one
+    row rounds the differences between the two."""
     x = rng.normal(size=(8, 5)).astype(np.float32)
     step = rng.normal(size=(8, 5)) * np.logspace(-4, 0, 8)[:, None]
-    y = (x + step).astype(np.float32)
+    y = (x + step + shift).astype(np.float32)
     value, (in_y, in_x) = value_and_gradients(y, x)
     expected = oracle.rounded(oracle.kl_divergence(y, x))
     errors = np.abs(np.asarray(value, np.float64) / expected - 1)

@@ -12,6 +12,12 @@ from laws import assert_within
 from jaxsoft._core.logits import Logits, shifted
 from jaxsoft._core.mesh import Axes
 from jaxsoft._passes import classes, forms
+from jaxsoft._passes.divergence import (
+    Rows,
+    _divergence_push,
+    divergence,
+    divergence_pull,
+)
 from jaxsoft._passes.merge import Summary, merge, quotient
 from jaxsoft._passes.summary import Riders, summarize
 
@@ -110,7 +116,18 @@ def every_pass(logits, g, q, labels):
     riders = Riders(labels=labels, coefficients=(q,), with_e_d=True)
     summary = summarize(AXES, logits, riders)
     weighted = summarize(AXES, logits, Riders(weights=q))
+    # Of no row but the last are logits NaN.
+    prediction = jnp.roll(logits.x, 1, 0).at[0].set(0)
+    rows = Rows(logits, prediction)
+    of_rows = divergence(AXES, rows)
     return {
+        "divergence": of_rows,
+        "divergence_pull": divergence_pull(AXES, rows, of_rows, g[:, :1]),
+        "divergence_push": _divergence_push(
+            AXES,
+            (rows, of_rows),
+            (g, 2 * g, None if logits.temperature is None else g[:, :1]),
+        ),
         "summary": summary,
         "sum with weights": weighted.weight + weighted.s,
         "softmax": classes.softmax(AXES, logits),
@@ -148,9 +165,9 @@ def test_the_forms_agree(form, with_temperature, rng):
             scale = np.where(np.isfinite(b), np.abs(b), 0) + 10 * np.max(np.abs(g))
             assert_within(a, b, 1e-12 * scale, f"{form}, {name}", unit=1)
         if name.endswith(("pull", "push")):
-            np.testing.assert_array_equal(np.asarray(plain)[-1], 0)
-            np.testing.assert_array_equal(np.asarray(other)[-1], 0)
-            assert not np.any(np.isnan(plain)), name
+            for v in jax.tree.leaves((plain, other)):
+                np.testing.assert_array_equal(np.asarray(v)[-1], 0)
+                assert not np.any(np.isnan(v)), name
 
 
 @pytest.mark.usefixtures("x64")

@@ -417,10 +417,10 @@ def check_collectives():
 
         def sent(function, *names, mesh=mesh, tokens=tokens, given=given):
             """The sizes of the messages for the value and the gradients in all but the
-            labels, without that of the total."""
+            last, without that of the total."""
             split = shard_vocab(function, mesh, "v", tokens=tokens)
-            arguments = [given[name] for name in (*names, "labels")]
-            positions = tuple(range(len(names)))
+            arguments = [given[name] for name in names]
+            positions = tuple(range(len(names) - 1))
 
             def total(*arguments):
                 return jnp.sum(jnp.sin(split(*arguments)))
@@ -430,11 +430,14 @@ def check_collectives():
             assert {kind for kind, _ in found} == {"all-reduce"}, found
             return sorted(size for _, size in found if size > 1)
 
-        rows = sent(jaxsoft.cross_entropy, "x")
+        rows = sent(jaxsoft.cross_entropy, "x", "labels")
         assert 2 <= len(rows) <= 3, rows
         assert max(rows) <= 3 * here, rows
+        rows = sent(jaxsoft.kl_divergence, "x", "other")
+        assert len(rows) == 3, rows  # two maxima, two tails, two sums about them
+        assert max(rows) <= 4 * here, rows
         linear = functools.partial(LINEAR, chunk_bytes=4 * here * 64)
-        *rows, largest = sent(linear, "hidden", "vocab_weight")
+        *rows, largest = sent(linear, "hidden", "vocab_weight", "labels")
         if tokens:
             assert largest == MANY_CLASSES // 4 * MANY_FEATURES
             largest = rows.pop()

@@ -9,7 +9,6 @@ equal logarithms, and has the limits at infinite logits, where autodiff gives Na
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +29,6 @@ from jaxsoft._checks import (
     reduced_shape,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
-from jaxsoft._core.logits import (
-    is_hard,
-    is_maximum,
-    override_primal,
-    rounding_of_difference,
-    shifted,
-)
 from jaxsoft._core.mesh import match_varying, reshard_together
 from jaxsoft._hints import with_hints
 from jaxsoft._losses.per_row import (
@@ -45,8 +37,8 @@ from jaxsoft._losses.per_row import (
     reduced_loss,
     row_options,
 )
-from jaxsoft._passes.product import product
-from jaxsoft._row import Row, computed_anew, logits_of, row_rule, summarized
+from jaxsoft._passes.divergence import Rows, divergence, divergence_pull
+from jaxsoft._row import Row, computed_anew, logits_of, row_rule
 
 
 @with_hints
@@ -158,91 +150,19 @@ def _kl_divergence_jit(x, y, where, temperature, sample_weight, *, axes, reducti
     return reduced_loss(RowTerms(kl), counted, options, reduction)
 
 
-# With p, m, s of the target x, and q, n, r of the logits y,
-#     delta_i = log q_i - log p_i        phi(delta) = exp(delta) - 1 - delta >= 0
-#     KL = sum_i p_i phi(delta_i)
-# since sum_i p_i exp(delta_i) = sum_i q_i = 1: a sum of positive terms, of second order
-# in the difference of the distributions, as the divergence itself is. What rounding
-# has made of delta is delta + epsilon, the same in all classes, and known from
-#     exp(epsilon) - 1 = A = sum_i p_i (exp(delta_i + epsilon) - 1)
-#     KL = sum_i p_i phi(delta_i + epsilon) - (A - log(1 + A))
-# The derivatives are
-#     t KL_y = q_i - p_i = p_i (exp(delta_i) - 1)
-#     t KL_x = p_i (log(p_i / q_i) - KL) = -p_i (delta_i + KL)
-#     t KL_t = -sum_i (t KL_x d_i + t KL_y b_i)        d of x, b of y
-# A rule, for the digits and for the limits at infinite logits, where autodiff is NaN.
+# A rule, for the digits of a small divergence and for the limits at infinite logits,
+# where autodiff is NaN; the formulas are those of `_passes.divergence`.
 def _kl_value(axes, target, y):
-    of_x, _ = summarized(axes, target)
-    of_y, _ = summarized(axes, target._replace(x=y))
-    p, q, delta = of_x.p, of_y.p, _log_ratio(of_x, of_y)
-    # As p exp(delta) = q, a class with p = 0 keeps its q. The last bits of the general
-    # form may be below 0.
-    near = (jnp.abs(delta) < 0.5) & (p > 0)
-    small = jnp.where(near, delta, 0)
-    general = jnp.maximum(q - p * (1 + delta), 0)
-    terms = jnp.where(near, p * _exp_minus_line(small), general)
-    excess = of_x.sum(jnp.where(near, p * jnp.expm1(small), q - p))
-    excess = jnp.where(jnp.abs(excess) < 0.5, excess, 0)
-    epsilon = jnp.log1p(excess)
-    kl = jnp.maximum(of_x.sum(terms) - (excess - epsilon), 0)
-    kl = jnp.where(jnp.isneginf(of_x.m), 0, kl)
-    return kl, (of_x[2:], of_y[2:], epsilon, kl)
+    of = divergence(axes, Rows(target, y))
+    return of.kl, of
 
 
-def _kl_pullback(axes, target, y, kept, g):
-    of_target, of_logits, epsilon, kl = kept
+def _kl_pullback(axes, target, y, of, g):
     target, y = computed_anew((target, y))
-    of_x = Row(axes, target, *of_target)
-    of_y = Row(axes, target._replace(x=y), *of_logits)
-    g = product(jnp.where(jnp.isneginf(of_x.m), 0, g), jnp.ones_like(g) * of_x.per_t)
-    p, q, delta = of_x.p, of_y.p, _log_ratio(of_x, of_y) - epsilon
-    infinite = jnp.isinf(kl)
-    near = (jnp.abs(delta) < 0.5) & (p > 0)
-    in_y = jnp.where(near, p * jnp.expm1(jnp.where(near, delta, 0)), q - p)
-    in_x = jnp.where(infinite, 0, -p * (delta + jnp.where(infinite, 0, kl)))
-    in_x = jnp.where(p == 0, 0, in_x)
-    dtemperature = None
-    if target.temperature is not None:
-        d, b = (jnp.where(jnp.isinf(v.d), 0, v.d) for v in (of_x, of_y))
-        both = of_x.sum(in_x * d + in_y * b)
-        dtemperature = product(g, -of_x.sign * both)
-    dx = of_x.to_x(product(g, in_x))
-    return dx, dtemperature, of_y.to_x(product(g, in_y))
+    dz_x, dz_y, dtemperature = divergence_pull(axes, Rows(target, y), of, g)
+    of_x = Row(axes, target, of.m, of.s)
+    of_y = Row(axes, target._replace(x=y), of.n, of.r)
+    return of_x.to_x(dz_x), dtemperature, of_y.to_x(dz_y)
 
 
 _kl_divergence = row_rule(_kl_value, _kl_pullback)
-
-
-def _log_ratio(of_x, of_y):
-    """delta, and 0 where p is 0."""
-    (gap_x, rounding_x), (gap_y, rounding_y) = map(_gap, (of_x, of_y))
-    gap_x = jnp.where(jnp.isinf(gap_x), 0, gap_x)
-    delta = (gap_y - gap_x) + (rounding_y - rounding_x)
-    if of_x.t is not None:
-        by_d = jnp.isneginf(gap_y) | is_hard(of_x.t)
-        d = jnp.where(jnp.isinf(of_x.d), 0, of_x.d)
-        delta = jnp.where(by_d, of_y.d - d, jnp.where(by_d, 0, delta) * of_x.per_t)
-    delta = delta - (jnp.log1p(of_y.s) - jnp.log1p(of_x.s))
-    return jnp.where(of_x.e == 0, 0, delta)
-
-
-def _gap(row):
-    """z - m and what this difference lacks, since delta may be far smaller; 0 at the
-    maximum."""
-    z, m = row.z, jnp.where(jnp.isneginf(row.m), 0, row.m)
-    gap = shifted(z, m, None)
-    rounding = rounding_of_difference(z, m, gap)
-    at_maximum = is_maximum(shifted(z, m, row.t), row.s)
-    exact = at_maximum | ~jnp.isfinite(rounding)
-    rounding = jax.lax.stop_gradient(jnp.where(exact, 0, rounding))
-    return override_primal(0, at_maximum, gap), rounding
-
-
-def _exp_minus_line(v):
-    """exp(v) - 1 - v by its Taylor series, for |v| < 1/2."""
-    v = jnp.where(jnp.abs(v) < 0.5, v, 0)
-    terms = 14 if v.dtype == jnp.float64 else 8
-    polynomial = jnp.full_like(v, 1 / math.factorial(terms))
-    for k in range(terms - 1, 1, -1):
-        polynomial = polynomial * v + 1 / math.factorial(k)
-    return polynomial * v**2

@@ -123,7 +123,7 @@ def _some_included(name, where, rows, axis):
     if where is None:
         return None
     where = as_array(name, "where", where)
-    where = as_mask(name, "where", where, where.shape)
+    as_mask(name, "where", where, where.shape)
     axes = as_axes(name, axis, where.ndim)
     try:
         return jnp.broadcast_to(included_classes(where, where.shape, axes) > 0, rows)

@@ -62,10 +62,10 @@ def softargmax(
         keepdims: keep the reduced axes with size 1.
 
     Returns:
-        The reduced array in the units of ``positions``, and in the dtype of ``x``, or of
-        floating ``positions`` if that is the wider one. Half precision is
-        computed in float32, but has no place for an index above 2048 (in bfloat16 256):
-        there give ``x`` or ``positions`` in float32.
+        The reduced array in the units of ``positions``, and in the dtype of ``x``, or
+        of floating ``positions`` if that is the wider one. Half precision is computed
+        in float32, but has no place for an index above 2048 (in bfloat16 256): there
+        give ``x`` or ``positions`` in float32.
 
     Raises:
         TypeError: ``x`` or ``positions`` is not an array of real numbers, ``where`` is

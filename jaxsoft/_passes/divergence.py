@@ -1,0 +1,382 @@
+"""The pass that compares two rows of logits, and its pullback.
+
+The letters of `logits` are here twice, for one temperature and one mask: x, m, s, d and
+p are those of the target, y, n, r, b and q those of the prediction. With
+
+    delta_i = log q_i - log p_i        phi(delta) = exp(delta) - 1 - delta >= 0
+
+the divergence is
+
+    KL = sum_i p_i log(p_i / q_i) = sum_i p_i phi(delta_i)
+
+since sum_i p_i exp(delta_i) = sum_i q_i = 1: a sum of positive terms, of second order
+in the difference of the distributions, as the divergence itself is. What rounding has
+made of delta is delta + epsilon, the same in all classes, and known from
+
+    exp(epsilon) - 1 = A = sum_i p_i (exp(delta_i + epsilon) - 1)
+    KL = sum_i p_i phi(delta_i + epsilon) - (A - log(1 + A))
+
+Both sums are of the same exponentials. One reduction has them together: of two, XLA
+writes the exponentials to memory, as large as the logits.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoft._core.logits import (
+    Logits,
+    exp_shifted,
+    inverse_temperature,
+    is_hard,
+    is_maximum,
+    masked_logits,
+    override_primal,
+    rounding_of_difference,
+    shifted,
+    size_of,
+    times,
+)
+from jaxsoft._core.mesh import Axes, device_sum, row_sum
+from jaxsoft._passes import native
+from jaxsoft._passes.merge import Summary
+from jaxsoft._passes.primitive import Form, Pass
+from jaxsoft._passes.summary import (
+    NO_RIDERS,
+    Reduction,
+    Riders,
+    by_merge,
+    in_block,
+    maximum_first,
+    over_devices,
+    without_nothing,
+)
+
+
+class Divergence(NamedTuple):
+    """What two rows come to, a number per row each."""
+
+    m: Array
+    s: Array
+    n: Array
+    r: Array
+    epsilon: Array
+    kl: Array
+
+
+class Rows(NamedTuple):
+    """The target's logits, and those of the prediction, of one mask and temperature."""
+
+    target: Logits
+    prediction: Array
+
+    @property
+    def both(self) -> tuple[Logits, Logits]:
+        return self.target, self.target._replace(x=self.prediction)
+
+    @property
+    def temperature(self) -> Array | None:
+        return self.target.temperature
+
+
+class Reduced(NamedTuple):
+    """One of the two rows. half and half_m are z/2 and m/2, finite: where one of them
+    is infinite they are 0, and d tells."""
+
+    half: Array
+    half_m: Array
+    d: Array
+    e: Array
+    s: Array
+
+
+class Compared(NamedTuple):
+    """Of every class. small is delta where that is near 0, and 0 elsewhere."""
+
+    p: Array
+    q: Array
+    delta: Array
+    near: Array
+    small: Array
+
+
+def _reduced(logits: Logits, m: Array, s: Array) -> Reduced:
+    z, t = masked_logits(logits), size_of(logits.temperature)
+    half = jnp.where(jnp.isinf(z) | jnp.isinf(m), 0, z) / 2
+    half_m = jnp.where(jnp.isinf(m), 0, m) / 2
+    return Reduced(half, half_m, shifted(z, m, t), exp_shifted(z, m, t), s)
+
+
+def _compared(x: Reduced, y: Reduced, temperature: Array | None, epsilon: Any = 0):
+    p, q = (row.e * (1 / (1 + row.s)) for row in (x, y))
+    delta = _log_ratio(x, y, temperature) - epsilon
+    near = (jnp.abs(delta) < 0.5) & (p > 0)
+    return Compared(p, q, delta, near, jnp.where(near, delta, 0))
+
+
+# (z_y - n) - (z_x - m) = (z_y - z_x) - (n - m), where the first form would lose the
+# digits of a delta that is far smaller than z - m. In halves, whose difference does not
+# overflow; and with the roundings of both differences, which are known exactly.
+def _log_ratio(x: Reduced, y: Reduced, temperature: Array | None) -> Array:
+    """delta + epsilon, and 0 where p is 0."""
+    gap, rounding = _difference(y.half, x.half)
+    shift, rounding_of_shift = _difference(y.half_m, x.half_m)
+    gap = 2 * ((gap - shift) + (rounding - rounding_of_shift))
+    # XLA may have computed the logits of the maximum anew, and not to the same bits.
+    gap = override_primal(0, is_maximum(x.d, x.s) & is_maximum(y.d, y.s), gap)
+    ratio = _over_temperature(gap, x, y, temperature)
+    ratio = ratio - (jnp.log1p(y.s) - jnp.log1p(x.s))
+    return jnp.where(x.e == 0, 0, ratio)
+
+
+def _difference(a: Array, b: Array) -> tuple[Array, Array]:
+    difference = a - b
+    rounding = rounding_of_difference(a, b, difference)
+    return difference, jax.lax.stop_gradient(rounding)
+
+
+def _over_temperature(gap, x, y, temperature):
+    """gap/t; of the d at infinite logits and at t = 0."""
+    by_d = jnp.isneginf(y.d)
+    if temperature is not None:
+        by_d = by_d | is_hard(temperature)
+        gap = jnp.where(by_d, 0, gap) * inverse_temperature(temperature)
+    return jnp.where(by_d, y.d - jnp.where(jnp.isinf(x.d), 0, x.d), gap)
+
+
+# As p exp(delta) = q, a class with p = 0 keeps its q. The last bits of the general form
+# of p phi may be below 0.
+def _terms(of: Compared) -> tuple[Array, Array]:
+    """p phi(delta), p (exp(delta) - 1)."""
+    general = jnp.maximum(of.q - of.p * (1 + of.delta), 0)
+    phi = jnp.where(of.near, of.p * _exp_minus_line(of.small), general)
+    return phi, _change(of)
+
+
+def _change(of: Compared) -> Array:
+    """q - p = p (exp(delta) - 1)."""
+    change = of.p * (of.small + _exp_minus_line(of.small))
+    return jnp.where(of.near, change, of.q - of.p)
+
+
+def _exp_minus_line(v: Array) -> Array:
+    """exp(v) - 1 - v by its Taylor series, for |v| < 1/2."""
+    terms = 14 if v.dtype == jnp.float64 else 8
+    polynomial = jnp.full_like(v, 1 / math.factorial(terms))
+    for k in range(terms - 1, 1, -1):
+        polynomial = polynomial * v + 1 / math.factorial(k)
+    return polynomial * v**2
+
+
+def _known_epsilon(excess: Array) -> tuple[Array, Array]:
+    """epsilon = log(1 + A), and A; 0 where A is no rounding, but infinite or NaN."""
+    excess = jnp.where(jnp.abs(excess) < 0.5, excess, 0)
+    return jnp.log1p(excess), excess
+
+
+def _numbers(rows: list[Summary], is_empty: Array, sums: Any) -> Divergence:
+    (phi, excess), (x, y) = sums, rows
+    epsilon, excess = _known_epsilon(excess)
+    kl = jnp.where(is_empty, 0, jnp.maximum(phi - (excess - epsilon), 0))
+    return Divergence(x.m, x.s, y.m, y.s, epsilon, kl)
+
+
+Summarize = Callable[[Axes, Logits, Riders], Summary | None]
+Total = Callable[[Axes, tuple[Array, Array]], Any]
+
+
+def _form(summarize: Summarize, total: Total) -> Form:
+    """A form of the pass, made of a reduction of a row and one of two arrays."""
+
+    def form(axes, rows, _):
+        summaries = [summarize(axes, logits, NO_RIDERS) for logits in rows.both]
+        if None in summaries:
+            return None
+        summaries = _of_all_devices(axes, rows.temperature, summaries)
+        reduced = [_reduced(v, of.m, of.s) for v, of in zip(rows.both, summaries)]
+        sums = total(axes, _terms(_compared(*reduced, rows.temperature)))
+        if axes.mesh_names:
+            sums = device_sum(jnp.stack(sums), axes.mesh_names)
+        return _numbers(summaries, jnp.isneginf(summaries[0].m), sums)
+
+    return form
+
+
+def _of_all_devices(axes, temperature, summaries):
+    """In the messages of one row."""
+    if not axes.mesh_names:
+        return summaries
+    t = size_of(temperature)
+    stacked = [v._replace(temperature=t) for v in summaries]
+    stacked = jax.tree.map(lambda *v: jnp.stack(v), *stacked)
+    stacked = without_nothing(over_devices(axes.mesh_names, stacked))
+    return [jax.tree.map(lambda v, i=i: v[i], stacked) for i in range(2)]
+
+
+def _by(reduce: Reduction) -> Summarize:
+    return lambda *given: reduce(*given).summary
+
+
+def _apart(axes, terms):
+    return [jnp.sum(v, axes.dims, keepdims=True) for v in terms]
+
+
+def _together(axes, terms):
+    """As the parts of complex numbers. Of a reduction of two arrays XLA computes each
+    for itself, and writes to memory what they share."""
+    total = jnp.sum(jax.lax.complex(*terms), axes.dims, keepdims=True)
+    return [total.real, total.imag]
+
+
+_by_merge = _form(_by(by_merge), _together)
+
+
+# One kernel of XLA. That ends where the logits are used after their maximum is
+# subtracted, but for the operand itself, and where a temperature divides.
+def _in_block(axes, rows, _):
+    if rows.temperature is not None or axes.mesh_names:
+        return _by_merge(axes, rows, ())
+    return _compared_in_block(axes, rows)[0]
+
+
+def _compared_in_block(axes, rows):
+    of = [in_block(axes, logits, NO_RIDERS) for logits in rows.both]
+    reduced = [_reduced_in_block(axes, v, row) for v, row in zip(rows.both, of)]
+    sums = _apart(axes, _terms(_compared(*reduced, None)))
+    numbers = _numbers([row.summary for row in of], of[0].is_empty, sums)
+    return numbers, _compared(*reduced, None, numbers.epsilon), of[0].is_empty
+
+
+def _reduced_in_block(axes, logits, row):
+    largest = float(jnp.finfo(row.d.dtype).max)
+    # Below an infinite maximum, which `in_block` takes for the largest number.
+    d = jnp.where(row.d <= -largest, -jnp.inf, row.d)
+    if logits.x.dtype.itemsize < 4:
+        # A difference of theirs is exact, unless one is 2^13 times the other.
+        half, half_m = jnp.where(jnp.isinf(d), 0, d) / 2, jnp.zeros_like(row.summary.s)
+    else:
+        half = jnp.where(jnp.isinf(logits.x), 0, logits.x) / 2
+        half_m = jnp.max(jnp.where(d == 0, half, -largest), axes.dims, keepdims=True)
+    return Reduced(half, half_m, d, jnp.exp(d), row.summary.s)
+
+
+def _native(axes, rows, _):
+    return _form(native.summary, _apart)(axes, rows, ())
+
+
+# With the maxima held fixed.
+def _smooth(axes, rows, _, results):
+    m, s, n, r, *_ = results
+    tails = [_smooth_tail(axes, *of) for of in zip(rows.both, (m, n), (s, r))]
+    summaries = [Summary(*of) for of in zip((m, n), tails)]
+    reduced = [_reduced(v, of.m, of.s) for v, of in zip(rows.both, summaries)]
+    sums = [row_sum(v, axes) for v in _terms(_compared(*reduced, rows.temperature))]
+    return _numbers(summaries, jnp.isneginf(m), sums)
+
+
+def _smooth_tail(axes, logits, m, s):
+    e = exp_shifted(masked_logits(logits), m, size_of(logits.temperature))
+    return override_primal(s, True, row_sum(e, axes))
+
+
+_divergence = Pass(
+    "divergence",
+    _form(_by(maximum_first), _apart),
+    merged=_by_merge,
+    in_block=_in_block,
+    native=_native,
+    smooth=_smooth,
+)
+
+
+def divergence(axes: Axes, rows: Rows) -> Divergence:
+    """The arrays keep the class axes with size 1."""
+    return _divergence(axes, rows)
+
+
+# The derivatives of KL:
+#     t dz_y = q_i - p_i
+#     t dz_x = p_i (log(p_i / q_i) - KL) = -p_i (delta_i + KL)
+#     t dt   = -sum_i (t dz_x d_i + t dz_y b_i)
+def _slopes(axes, rows, of):
+    """Those in z_x, z_y and, of the classes that are here, the temperature; the last
+    is None without one."""
+    x = _reduced(rows.both[0], of.m, of.s)
+    y = _reduced(rows.both[1], of.n, of.r)
+    compared = _compared(x, y, rows.temperature, of.epsilon)
+    in_x, in_y = _slopes_over_t(compared, of.kl, jnp.isneginf(of.m))
+    if rows.temperature is None:
+        return in_x, in_y, None
+    per_t = inverse_temperature(rows.temperature)
+    d, b = (jnp.where(jnp.isinf(v.d), 0, v.d) for v in (x, y))
+    both = jnp.sum(in_x * d + in_y * b, axes.dims, keepdims=True)
+    in_t = jnp.where(rows.temperature < 0, both, -both)
+    return in_x * per_t, in_y * per_t, in_t * per_t
+
+
+def _slopes_over_t(of, kl, is_empty):
+    infinite = jnp.isinf(kl)
+    in_x = -of.p * (of.delta + jnp.where(infinite, 0, kl))
+    in_x = jnp.where(infinite | (of.p == 0), 0, in_x)
+    return in_x, jnp.where(is_empty, 0, _change(of))
+
+
+# For a derivative the block is reduced anew, and for that of the target once more: to
+# write the numbers of the rows, or two arrays, ends the one kernel.
+def _slopes_in_block(axes, rows, of):
+    if rows.temperature is not None or axes.mesh_names:
+        return _slopes(axes, rows, of)
+    _, in_y = _slopes_of_a_kernel(axes, rows)
+    in_x, _ = _slopes_of_a_kernel(
+        axes, jax.tree.map(jax.lax.optimization_barrier, rows)
+    )
+    return in_x, in_y, None
+
+
+def _slopes_of_a_kernel(axes, rows):
+    numbers, compared, is_empty = _compared_in_block(axes, rows)
+    return _slopes_over_t(compared, numbers.kl, is_empty)
+
+
+def _pull(slopes):
+    def form(axes, fixed, g):
+        return tuple(None if v is None else times(g, v) for v in slopes(axes, *fixed))
+
+    return form
+
+
+# The transpose.
+def _push(slopes):
+    def form(axes, fixed, tangents):
+        in_x, in_y, in_t = slopes(axes, *fixed)
+        t_x, t_y, t_t = tangents
+        terms = times(t_x, in_x) + times(t_y, in_y)
+        pushed = jnp.sum(terms, axes.dims, keepdims=True)
+        return pushed if in_t is None else pushed + times(t_t, in_t)
+
+    return form
+
+
+_divergence_pull = Pass(
+    "divergence_pull",
+    _pull(_slopes),
+    in_block=_pull(_slopes_in_block),
+    transpose=lambda axes, fixed, t, _: _divergence_push(axes, fixed, t),
+)
+_divergence_push = Pass(
+    "divergence_push",
+    _push(_slopes),
+    in_block=_push(_slopes_in_block),
+    transpose=lambda axes, fixed, g, _: _divergence_pull(axes, fixed, g),
+)
+
+
+def divergence_pull(axes: Axes, rows: Rows, of: Divergence, g: Array) -> Any:
+    """The cotangents of z_x, z_y and the temperature, for a cotangent g of kl; the last
+    is None without a temperature."""
+    dz_x, dz_y, dt = _divergence_pull(axes, (rows, of), g)
+    return dz_x, dz_y, None if dt is None else device_sum(dt, axes.mesh_names)
