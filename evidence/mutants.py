@@ -1438,6 +1438,31 @@ MUTANTS = [
         "test_bad_input.py",
         "shard_vocab",
     ),
+    # Prefixes and samples.
+    Mutant(
+        "a prefix's sums are seen from the maximum of the whole",
+        "_passes/prefixes",
+        "return n, w + times(v, exp_shifted(n, m, t))",
+        "return n, w + v",
+        "test_laws.py",
+        _laws("logcumsumexp"),
+    ),
+    Mutant(
+        "logcumsumexp is the running maximum",
+        "_prefix",
+        "jnp.where(jnp.isinf(m), m, m + excess)",
+        "m",
+        "test_laws.py",
+        _laws("logcumsumexp"),
+    ),
+    Mutant(
+        "a sample is without noise",
+        "_gumbel",
+        "z = masked_logits(Logits(cast(x, wide) + noise, where, temperature))",
+        "z = masked_logits(Logits(cast(x, wide), where, temperature))",
+        "test_gumbel.py",
+        "distributed",
+    ),
     # Segments.
     Mutant(
         "the tail of a sure segment is S - 1",

@@ -6,6 +6,7 @@ differentiated in both modes, to any order.
 """
 
 from jaxsoft._autodiff import with_jvp as with_jvp
+from jaxsoft._gumbel import gumbel_softmax as gumbel_softmax
 from jaxsoft._linear.api import LogProbs as LogProbs
 from jaxsoft._linear.api import linear_cross_entropy as linear_cross_entropy
 from jaxsoft._linear.api import linear_log_probs as linear_log_probs
@@ -20,6 +21,7 @@ from jaxsoft._losses.loss_weight import loss_weight as loss_weight
 from jaxsoft._losses.per_row import LossMetrics as LossMetrics
 from jaxsoft._passes.switch import cpu_kernels as cpu_kernels
 from jaxsoft._passes.switch import use_cpu_kernels as use_cpu_kernels
+from jaxsoft._prefix import logcumsumexp as logcumsumexp
 from jaxsoft._segments import segment_log_softmax as segment_log_softmax
 from jaxsoft._segments import segment_logsumexp as segment_logsumexp
 from jaxsoft._segments import segment_softmax as segment_softmax
@@ -51,10 +53,12 @@ __all__ = [
     "cpu_kernels",
     "cross_entropy",
     "entropy",
+    "gumbel_softmax",
     "kl_divergence",
     "linear_cross_entropy",
     "linear_log_probs",
     "log_softmax",
+    "logcumsumexp",
     "logmeanexp",
     "logsumexp",
     "loss_weight",

@@ -342,37 +342,15 @@ def as_index_labels(
     return labels
 
 
-def as_segment_ids(function: str, ids: ArrayLike, shape: tuple[int, ...]) -> Array:
-    ids = as_array(function, "segment_ids", ids)
-    if not is_of(ids.dtype, jnp.integer):
-        raise TypeError(
-            f"{function}: segment_ids must be integers; got dtype {ids.dtype}"
-        )
-    if not shape or ids.shape != shape[:1]:
-        raise ValueError(
-            f"{function}: segment_ids must have one entry for each along the first "
-            f"axis of x; got segment_ids {ids.shape} for x {shape}"
-        )
-    return ids
-
-
-def as_segment_count(function: str, num_segments: int | None, ids: Array) -> int:
-    if num_segments is None:
-        try:
-            return max(int(jnp.max(ids, initial=-1)) + 1, 0)
-        except jax.errors.ConcretizationTypeError:
-            raise ValueError(
-                f"{function}: num_segments must be given where the ids are traced, as "
-                "under jax.jit; got None"
-            ) from None
-    count = as_integer(num_segments)
-    if count is None:
-        raise TypeError(
-            f"{function}: num_segments must be an int or None; got {num_segments!r}"
-        )
-    if count < 0:
-        raise ValueError(f"{function}: num_segments must not be negative; got {count}")
-    return count
+def as_key(function: str, key: Any) -> Array:
+    """One key of jax.random, typed or as its numbers."""
+    if isinstance(key, Array | np.ndarray):
+        if is_of(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+            return jnp.asarray(key)
+        if key.dtype == jnp.uint32 and key.shape == jax.random.PRNGKey(0).shape:
+            return jax.random.wrap_key_data(jnp.asarray(key))
+    got = type(key).__name__ + str(getattr(key, "shape", ""))
+    raise TypeError(f"{function}: key must be one key of jax.random; got {got}")
 
 
 def as_ignore_index(function: str, ignore_index: int | None) -> int | None:

@@ -5,14 +5,16 @@ m and the sum S of all e are two scatters, and S - 1 is s: nothing is lost where
 away, and a third scatter sums the others. It is run if there is one.
 
 With sorted ids the merge could be scanned in place of that. Passes over 2^20 logits in
-2^16 segments, compiled with JAX 0.10.2, and the formula that is usually written by hand
-(segment_max, segment_sum):
+2^16 segments, compiled with JAX 0.10.2, beside the formula that is usually written by
+hand (segment_max, segment_sum); the second number is with the third scatter:
 
-              scatters     scan      by hand
-    H200      4.8 to 7.0   39        4.8
-    v5e       5.2 to 5.3   4.3       5.2
+              two, three scatters     scan, kernels     by hand
+    H200           4.8, 7.0             38.9, 130         4.8
+    v5e            5.2, 6.1              4.3, 720         5.2
 
-where the scan is 130 and 720 kernels. So sorted ids are a hint to the scatters alone.
+So sorted ids are a hint to the scatters alone. Nor does a form with the third sum in the
+same scatter, in two columns, serve everywhere: 4.9 on an H200, but 5.3 for 4.4 with
+eight numbers an entry, and 128 times the memory on a v5e.
 """
 
 import dataclasses
@@ -53,25 +55,6 @@ class Segments:
     def full(self, value: float, like: Array) -> Array:
         """A number for every segment of an array of entries."""
         return jnp.full((self.count, *like.shape[1:]), value, like.dtype)
-
-
-def in_segments(
-    x: Array,
-    ids: Array,
-    where: Array | None,
-    temperature: Array | None,
-    segments: Segments,
-) -> tuple[Logits, Array]:
-    """The logits, of which those in no segment are masked, and ids all in range."""
-    if ids.dtype.itemsize < 4:  # of int8, 200 segments are out of sight
-        ids = ids.astype(jnp.int32)
-    found = (ids >= 0) & (ids < segments.count)
-    found = jax.lax.expand_dims(found, range(1, x.ndim))
-    where = found if where is None else where & found
-    if temperature is not None:
-        of_segments = (segments.count, *x.shape[1:])
-        temperature = jnp.broadcast_to(temperature, of_segments)
-    return Logits(x, where, temperature), jnp.clip(ids, 0, segments.count - 1)
 
 
 class Grouped(NamedTuple):
@@ -162,14 +145,21 @@ def _is_sure(s):
 def grouped(
     segments: Segments, logits: Logits, ids: Array, kept: Any = None
 ) -> Grouped:
-    """The entries in their segments; kept are m and S, where they are known."""
+    """The entries in their segments, those in no segment masked; the temperature of the
+    logits is that of every segment. kept are m and S, where they are known."""
     of_ids, temperature = segments.of_ids, logits.temperature
+    found = (ids >= 0) & (ids < segments.count)
+    found = jax.lax.expand_dims(found, range(1, logits.x.ndim))
+    where = found if logits.where is None else logits.where & found
+    in_range = jnp.clip(ids, 0, segments.count - 1)
     if temperature is not None:
-        logits = logits._replace(temperature=temperature.at[ids].get(**of_ids))
+        logits = logits._replace(temperature=temperature.at[in_range].get(**of_ids))
+    masked = logits._replace(where=where)
     if kept is not None:
-        return Grouped(segments, ids, logits, temperature, *kept)
-    # Derivatives hold m fixed.
+        return Grouped(segments, in_range, masked, temperature, *kept)
+    # Derivatives hold m fixed. Of logits without a mask no copy is made: the scatter
+    # leaves out what is in no segment.
     z = jax.lax.stop_gradient(masked_logits(logits))
-    m = segments.full(-jnp.inf, z).at[ids].max(z, **of_ids)
-    of = Grouped(segments, ids, logits, temperature, m, m)
+    m = segments.full(-jnp.inf, z).at[ids].max(z, **{**of_ids, "mode": "drop"})
+    of = Grouped(segments, in_range, masked, temperature, m, m)
     return of._replace(total=of.sum(of.e))

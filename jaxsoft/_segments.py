@@ -15,22 +15,24 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._checks import (
+    as_array,
     as_broadcastable,
     as_flag,
+    as_integer,
     as_mask,
     as_real,
-    as_segment_count,
-    as_segment_ids,
     is_number,
+    is_of,
 )
 from jaxsoft._core.dtypes import accumulation_dtype, cast, widened
 from jaxsoft._core.logits import (
+    Logits,
     inverse_temperature,
     is_maximum,
     log_softmax_cotangent,
     times_log,
 )
-from jaxsoft._grouped import Segments, grouped, in_segments
+from jaxsoft._grouped import Segments, grouped
 from jaxsoft._passes.product import product
 from jaxsoft._row import row_rule
 
@@ -212,8 +214,8 @@ def segment_log_softmax(
 
 def _checked(name, x, segment_ids, num_segments, where, indices_are_sorted, tau):
     x = as_real(name, "x", x)
-    ids = as_segment_ids(name, segment_ids, x.shape)
-    count = as_segment_count(name, num_segments, ids)
+    ids = _as_ids(name, segment_ids, x.shape)
+    count = _as_count(name, num_segments, ids)
     where = as_mask(name, "where", where, x.shape)
     are_sorted = as_flag(name, "indices_are_sorted", indices_are_sorted)
     if is_number(tau) and tau == 1:
@@ -226,28 +228,71 @@ def _checked(name, x, segment_ids, num_segments, where, indices_are_sorted, tau)
     return x, ids, where, tau, Segments(count, are_sorted)
 
 
+def _as_ids(function: str, ids: ArrayLike, shape: tuple[int, ...]) -> Array:
+    ids = as_array(function, "segment_ids", ids)
+    if not is_of(ids.dtype, jnp.integer):
+        raise TypeError(
+            f"{function}: segment_ids must be integers; got dtype {ids.dtype}"
+        )
+    if not shape or ids.shape != shape[:1]:
+        raise ValueError(
+            f"{function}: segment_ids must have one entry for each along the first "
+            f"axis of x; got segment_ids {ids.shape} for x {shape}"
+        )
+    return ids
+
+
+def _as_count(function: str, num_segments: int | None, ids: Array) -> int:
+    if num_segments is None:
+        try:
+            return max(int(jnp.max(ids, initial=-1)) + 1, 0)
+        except jax.errors.ConcretizationTypeError:
+            raise ValueError(
+                f"{function}: num_segments must be given where the ids are traced, as "
+                "under jax.jit; got None"
+            ) from None
+    count = as_integer(num_segments)
+    if count is None:
+        raise TypeError(
+            f"{function}: num_segments must be an int or None; got {num_segments!r}"
+        )
+    if count < 0:
+        raise ValueError(f"{function}: num_segments must not be negative; got {count}")
+    return count
+
+
+def _logits_of(x, ids, where, temperature, segments):
+    """The logits, with a temperature for every segment, and the ids."""
+    if ids.dtype.itemsize < 4:  # int8 does not hold a count of 200
+        ids = ids.astype(jnp.int32)
+    if temperature is not None:
+        temperature = jnp.broadcast_to(temperature, (segments.count, *x.shape[1:]))
+    return Logits(x, where, temperature), ids
+
+
 @functools.partial(jax.jit, static_argnames="segments")
 def _segment_logsumexp_jit(x, ids, where, temperature, segments):
     if segments.count == 0:
         return jnp.zeros((0, *x.shape[1:]), x.dtype)
-    logits, ids = in_segments(x, ids, where, temperature, segments)
-    return _segment_logsumexp(segments, logits, ids)
+    return _segment_logsumexp(
+        segments, *_logits_of(x, ids, where, temperature, segments)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="segments")
 def _segment_softmax_jit(x, ids, where, temperature, segments):
     if segments.count == 0:
         return jnp.zeros_like(x)
-    logits, ids = in_segments(x, ids, where, temperature, segments)
-    return _segment_softmax(segments, logits, ids)
+    return _segment_softmax(segments, *_logits_of(x, ids, where, temperature, segments))
 
 
 @functools.partial(jax.jit, static_argnames="segments")
 def _segment_log_softmax_jit(x, ids, where, temperature, segments):
     if segments.count == 0:
         return jnp.full_like(x, -jnp.inf)
-    logits, ids = in_segments(x, ids, where, temperature, segments)
-    return _segment_log_softmax(segments, logits, ids)
+    return _segment_log_softmax(
+        segments, *_logits_of(x, ids, where, temperature, segments)
+    )
 
 
 # sigma cancels, once from L and once from z:

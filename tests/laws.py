@@ -189,7 +189,7 @@ def in_segments(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of segments as one of rows: every row is a segment, whose entries lie
     among those of the others."""
 
-    def of_rows(x, where=None, temperature=1.0):
+    def of_rows(x: Any, where: Any = None, temperature: Any = 1.0) -> Any:
         rows, classes = x.shape
         ids = jnp.tile(jnp.arange(rows), classes)
         result = function(
@@ -238,6 +238,8 @@ LAWS = [
     Law("log_softmax_options", ["logits"], _MASKED),
     Law("entropy", ["logits"]),
     Law("entropy_options", ["logits"], _MASKED),
+    Law("logcumsumexp", ["logits"], {}, {"axis": -1, "reverse": True}),
+    Law("logcumsumexp_options", ["logits"], _MASKED, _LAST),
     *(
         Law(
             f"segment_{meaning}",
@@ -358,6 +360,7 @@ def _count_of_arguments(law: Law) -> int:
 WITHOUT_LAW = {
     "LogProbs": "a result",
     "LossMetrics": "a result",
+    "gumbel_softmax": "the softmax of logits with noise: test_gumbel.py",
     "shard_vocab": "it needs devices: test_sharding.py",
     **dict.fromkeys(("cpu_kernels", "use_cpu_kernels"), "no arrays: test_native.py"),
     "with_jvp": "it is in every rule, and anybody's: test_autodiff.py",
@@ -398,6 +401,10 @@ def extremes(law: Law) -> list[Any]:
     """Arguments for the oracle, with the rows far away and those with infinities."""
     arguments = law.draw(5, ROWS, CLASSES)
     arguments[0] = np.array(FAR_ROWS + INFINITE_ROWS)
+    if law.function == "logcumsumexp":  # a prefix of -inf alone has the gradient 0
+        for end in (0, -1):
+            column = arguments[0][:, end]
+            arguments[0][:, end] = np.where(np.isneginf(column), 0, column)
     if "temperature" in law.kinds:  # below 0, what counts is a minimum
         arguments[0] = arguments[0] * np.sign(arguments[law.kinds.index("temperature")])
     if law.function == "smooth_min":

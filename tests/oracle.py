@@ -105,6 +105,27 @@ def logmeanexp(
     return rows
 
 
+def logcumsumexp(
+    x: Any,
+    axis: int = -1,
+    *,
+    reverse: bool = False,
+    where: Any = None,
+    temperature: Any = 1,
+) -> Numbers:
+    """t log sum_{j <= i} exp(x_j / t), or that of the j >= i."""
+    assert axis == -1
+    columns = np.arange(np.shape(x)[-1])
+    values = np.empty(np.shape(x), object)
+    for i in columns:
+        prefix = columns >= i if reverse else columns <= i
+        included = prefix & np.broadcast_to(
+            True if where is None else where, np.shape(x)
+        )
+        values[:, i] = logsumexp(x, where=included, temperature=temperature)
+    return values
+
+
 def softmax(
     x: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1
 ) -> Numbers:

@@ -314,6 +314,16 @@ KINDS: dict[str, Kind] = {
     "chunk_bytes": choice_kind(
         one_of(None, 64, 2**20), *(0, -1, 0.5, 64.0, "64", True, [64], {}), floats(2)
     ),
+    "key": choice_kind(
+        one_of(jax.random.key(0), jax.random.PRNGKey(0)),
+        *(None, 0, "key", floats(2), np.zeros(2, np.int32), np.zeros(3, np.uint32)),
+        jax.random.split(jax.random.key(0)),
+    ),
+    # The one axis of a prefix.
+    "one axis": choice_kind(
+        lambda rng, frame: frame.axis,
+        *(None, 3, -4, 2**70, 1.0, "0", True, (0,), [0], (), np.float32(0), object()),
+    ),
     "segment_ids": Kind(
         lambda rng, frame: np.zeros(frame.shape[0], np.int32),
         (
@@ -367,7 +377,7 @@ BY_NAME = {
     **dict.fromkeys(("logits", "x", "y", "positives"), "real"),
     "target_logits": "partner",
     "where_positive": "where",
-    "indices_are_sorted": "flag",
+    **dict.fromkeys(("indices_are_sorted", "reverse", "hard"), "flag"),
     "pos_weight": "weight of each",
     "a": "anything",
     "b": "factor",
@@ -377,6 +387,7 @@ ELEMENTWISE += ("smooth_maximum", "smooth_minimum", "smooth_clip")
 BY_FUNCTION = {
     **{(name, "temperature"): "temperature of each" for name in ELEMENTWISE},
     ("logmeanexp", "x"): "anything",
+    ("logcumsumexp", "axis"): "one axis",
     ("softmax", "x"): "numbers",
     ("log_softmax", "x"): "numbers",
     ("kl_divergence", "logits"): "partner",
@@ -419,7 +430,8 @@ def valid_call(rng: np.random.Generator, name: str) -> tuple[Frame, dict[str, An
         argument: KINDS[kind].valid(rng, frame)
         for argument, kind in FUNCTIONS[name].items()
         if is_required(name, argument)
-        or kind in ("axis", "num_segments")  # which tracers of ids do not tell
+        or kind
+        in ("axis", "one axis", "num_segments")  # which tracers of ids do not tell
         or rng.random() < 0.3
     }
 
@@ -498,7 +510,7 @@ def test_broken_calls(name):
 
 
 STATIC = {
-    *("axis", "axis_name", "reduction", "flag"),
+    *("axis", "one axis", "axis_name", "reduction", "flag"),
     *("ignore_index", "vocab_axis", "chunk_bytes", "num_segments"),
 }
 

@@ -185,6 +185,10 @@ linear_cross_entropy(X, X, X[:, 0])
 linear_cross_entropy(X, X, jnp.zeros(3, int))
     ValueError: linear_cross_entropy: labels must have the shape of hidden without
     features (2,); got (3,)
+logcumsumexp(X, (0,))
+    TypeError: logcumsumexp: axis must be an int; got (0,)
+gumbel_softmax(jax.random.split(jax.random.key(0)), X)
+    TypeError: gumbel_softmax: key must be one key of jax.random; got PRNGKeyArray(2,)
 segment_softmax(X, X[:, 0])
     TypeError: segment_softmax: segment_ids must be integers; got dtype float32
 segment_softmax(X, Y[:1])
