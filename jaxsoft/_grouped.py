@@ -32,6 +32,7 @@ from jaxsoft._core.logits import (
     exp_shifted,
     masked_logits,
     shifted,
+    sign_of,
     size_of,
 )
 
@@ -115,11 +116,7 @@ class Grouped(NamedTuple):
     @property
     def sign(self) -> Array | float:
         """That of the temperature, of every segment."""
-        return (
-            1.0
-            if self.temperature is None
-            else jnp.where(self.temperature < 0, -1.0, 1.0)
-        )
+        return 1.0 if self.temperature is None else sign_of(self.temperature)
 
     def at_entries(self, v: Array) -> Array:
         """What is of the segment of every entry."""

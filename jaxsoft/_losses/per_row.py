@@ -5,6 +5,7 @@ log-probability is found. From there on they share this module, which works on O
 numbers and leaves all derivatives to JAX.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -198,6 +199,8 @@ def _weight_of_label(class_weight, class_index, mesh_names):
 # focal factor of gamma,
 #     loss = v ((1 - eps) w_y (1 - p_y)^gamma nll
 #               + (eps / C) sum_c w_c (-log p_c) + z_loss lse^2)
+# Computed again in the backward pass: that costs less than to keep every step of it.
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def combined_terms(
     terms: RowTerms, counted: Array | None, options: RowOptions
 ) -> Array:

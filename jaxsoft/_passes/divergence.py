@@ -38,6 +38,7 @@ from jaxsoft._core.logits import (
     override_primal,
     rounding_of_difference,
     shifted,
+    sign_of,
     size_of,
     times,
 )
@@ -314,7 +315,7 @@ def _slopes(axes, rows, of):
     per_t = inverse_temperature(rows.temperature)
     d, b = (jnp.where(jnp.isinf(v.d), 0, v.d) for v in (x, y))
     both = jnp.sum(in_x * d + in_y * b, axes.dims, keepdims=True)
-    in_t = jnp.where(rows.temperature < 0, both, -both)
+    in_t = -sign_of(rows.temperature) * both
     return in_x * per_t, in_y * per_t, in_t * per_t
 
 
