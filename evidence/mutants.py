@@ -585,7 +585,23 @@ MUTANTS = [
         "return jnp.sum(t, shared, keepdims=True)",
         "return t",
         "test_transformations.py",
-        _derivatives("entropy"),
+        _derivatives("logsumexp"),
+    ),
+    Mutant(
+        "a tangent of the temperature is not pushed to the row",
+        "_passes/slopes",
+        "return sum(of_rows, jnp.sum(of_classes, axes.dims, keepdims=True))",
+        "return jnp.sum(of_classes, axes.dims, keepdims=True)",
+        "test_transformations.py",
+        _derivatives("entropy_options"),
+    ),
+    Mutant(
+        "the entropy lacks its second term",
+        "_passes/entropy",
+        "return Entropy(of.m, of.s, u, jnp.log1p(of.s) + u)",
+        "return Entropy(of.m, of.s, u, jnp.log1p(of.s))",
+        "test_laws.py",
+        _laws("entropy"),
     ),
     # A pass is a primitive.
     Mutant(
@@ -984,9 +1000,9 @@ MUTANTS = [
     ),
     Mutant(
         "the derivative of the entropy in the temperature loses its sign",
-        "_softmax",
-        "return dx, product(g, variance * row.sign * row.per_t)",
-        "return dx, product(g, variance * row.per_t)",
+        "_passes/entropy",
+        "jnp.where(logits.temperature < 0, -variance, variance) * per_t",
+        "variance * per_t",
         "test_laws.py",
         _laws("entropy_options"),
     ),

@@ -31,9 +31,10 @@ from jaxsoft._core.logits import masked_logits, shifted, size_of
 from jaxsoft._core.mesh import row_sum
 from jaxsoft._hints import with_hints
 from jaxsoft._passes import classes as passes
+from jaxsoft._passes import entropy as entropies
 from jaxsoft._passes.product import product
 from jaxsoft._passes.summary import Riders, summarize
-from jaxsoft._row import Row, logits_of, row_rule, summarized
+from jaxsoft._row import Row, computed_anew, logits_of, row_rule
 
 
 @with_hints
@@ -282,27 +283,17 @@ def _entropy_jit(x, where, temperature, axes):
     return jnp.squeeze(h, axes.dims)
 
 
-# H = log(1 + s) + U with U = -sum_i p_i d_i: both terms are >= 0, so neither cancels.
-#     t dz_i = -g p_i (d_i + U)
-#     t dt   = g sum_i p_i (d_i + U)^2
 # A rule, since autodiff keeps p and log p, and has 0 times infinity at a class of
-# probability 0.
+# probability 0; the formulas are those of `_passes.entropy`.
 def _entropy_value(axes, logits):
-    row, summary = summarized(axes, logits, Riders(with_e_d=True))
-    u = -summary.e_d / (1 + row.s)
-    return jnp.log1p(row.s) + u, (row.m, row.s, u)
+    of = entropies.entropy(axes, logits)
+    return of.h, of._replace(h=None)
 
 
-def _entropy_pullback(axes, logits, kept, g):
-    m, s, u = kept
-    row = Row(axes, logits, m, s)
-    p = row.p
-    surprise = jnp.where(p == 0, 0, row.d + u)
-    dx = row.to_x(product(g, -p * surprise * row.per_t))
-    if logits.temperature is None:
-        return dx, None
-    variance = row.sum(p * surprise**2)
-    return dx, product(g, variance * row.sign * row.per_t)
+def _entropy_pullback(axes, logits, of, g):
+    logits = computed_anew(logits)
+    dz, dtemperature = entropies.entropy_pull(axes, logits, of, g)
+    return Row(axes, logits, of.m, of.s).to_x(dz), dtemperature
 
 
 _entropy = row_rule(_entropy_value, _entropy_pullback)

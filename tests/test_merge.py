@@ -18,6 +18,7 @@ from jaxsoft._passes.divergence import (
     divergence,
     divergence_pull,
 )
+from jaxsoft._passes.entropy import entropy, entropy_pull
 from jaxsoft._passes.merge import Summary, merge, quotient
 from jaxsoft._passes.summary import Riders, summarize
 
@@ -119,8 +120,10 @@ def every_pass(logits, g, q, labels):
     # Of no row but the last are logits NaN.
     prediction = jnp.roll(logits.x, 1, 0).at[0].set(0)
     rows = Rows(logits, prediction)
-    of_rows = divergence(AXES, rows)
+    of_rows, of_row = divergence(AXES, rows), entropy(AXES, logits)
     return {
+        "entropy": of_row,
+        "entropy_pull": entropy_pull(AXES, logits, of_row, g[:, :1]),
         "divergence": of_rows,
         "divergence_pull": divergence_pull(AXES, rows, of_rows, g[:, :1]),
         "divergence_push": _divergence_push(

@@ -40,12 +40,12 @@ from jaxsoft._core.logits import (
     shifted,
     sign_of,
     size_of,
-    times,
 )
 from jaxsoft._core.mesh import Axes, device_sum, row_sum
 from jaxsoft._passes import native
 from jaxsoft._passes.merge import Summary
 from jaxsoft._passes.primitive import Form, Pass
+from jaxsoft._passes.slopes import pull_and_push
 from jaxsoft._passes.summary import (
     NO_RIDERS,
     Reduction,
@@ -343,36 +343,8 @@ def _slopes_of_a_kernel(axes, rows):
     return _slopes_over_t(compared, numbers.kl, is_empty)
 
 
-def _pull(slopes):
-    def form(axes, fixed, g):
-        return tuple(None if v is None else times(g, v) for v in slopes(axes, *fixed))
-
-    return form
-
-
-# The transpose.
-def _push(slopes):
-    def form(axes, fixed, tangents):
-        in_x, in_y, in_t = slopes(axes, *fixed)
-        t_x, t_y, t_t = tangents
-        terms = times(t_x, in_x) + times(t_y, in_y)
-        pushed = jnp.sum(terms, axes.dims, keepdims=True)
-        return pushed if in_t is None else pushed + times(t_t, in_t)
-
-    return form
-
-
-_divergence_pull = Pass(
-    "divergence_pull",
-    _pull(_slopes),
-    in_block=_pull(_slopes_in_block),
-    transpose=lambda axes, fixed, t, _: _divergence_push(axes, fixed, t),
-)
-_divergence_push = Pass(
-    "divergence_push",
-    _push(_slopes),
-    in_block=_push(_slopes_in_block),
-    transpose=lambda axes, fixed, g, _: _divergence_pull(axes, fixed, g),
+_divergence_pull, _divergence_push = pull_and_push(
+    "divergence", _slopes, _slopes_in_block
 )
 
 

@@ -7,18 +7,23 @@ chip; "native", the compiled kernels of a CPU.
 Passes over the logits, counted in programs compiled with JAX 0.10.2 for 65536 rows of
 128 classes in float32; in brackets 8192 rows of 32768:
 
-                        merged      in_block    plain       best peer
-    H200   summary      1.0 (1.0)   1.0 (2.0)   2.1 (2.0)   2.1 (2.0)
-           softmax      3.1 (3.0)   2.0 (4.0)   4.1 (4.0)   2.0 (4.0)
-           softmax_pull 5.1 (5.0)   3.0 (7.0)   8.2 (8.8)   3.0 (7.0)
-    v5e    summary      1.0 (1.0)   2.0 (2.0)   2.0 (2.0)   2.0 (2.0)
-           softmax      3.0 (3.0)   3.0 (4.0)   3.0 (4.0)   3.0 (4.0)
-           softmax_pull 5.0 (5.0)   4.0 (7.0)   6.0 (8.5)   4.0 (7.0)
+                        merged      in_block     plain        best peer
+    H200   summary      1.0 (1.0)   1.0 (2.0)    2.1 (2.0)    2.1 (2.0)
+           softmax      3.1 (3.0)   2.0 (4.0)    4.1 (4.0)    2.0 (4.0)
+           softmax_pull 5.1 (5.0)   3.0 (7.0)    8.2 (8.8)    3.0 (7.0)
+           divergence   4.3 (4.1)   2.0 (11.1)   11.4 (11.1)  2.0 (6.0)
+           and its pull 7.4 (7.1)   5.0 (24.2)   14.4 (14.1)  10.0 (8.0)
+    v5e    summary      1.0 (1.0)   2.0 (2.0)    2.0 (2.0)    2.0 (2.0)
+           softmax      3.0 (3.0)   3.0 (4.0)    3.0 (4.0)    3.0 (4.0)
+           softmax_pull 5.0 (5.0)   4.0 (7.0)    6.0 (8.5)    4.0 (7.0)
+           divergence   3.0 (4.0)   4.0 (6.0)    3.0 (6.0)    4.0 (6.0)
+           and its pull 4.0 (7.0)   4.0 (15.0)   4.0 (9.0)    5.0 (9.0)
 
-log_softmax and its pull are as softmax and its pull. A summary that a gradient uses
-too ends the one kernel of a block (8.2 passes for value and gradient of the entropy,
-and 3.1 by the merge). Without kernels a CPU runs the textbook form: of the merge XLA
-makes a loop over single numbers.
+log_softmax and its pull are as softmax and its pull. A summary that a gradient uses too
+ends the one kernel of a block (8.2 passes for value and gradient of the entropy): so it
+is merged there, and the entropy and the divergence, which have passes of their own,
+reduce a block anew for their gradients (3.0 for the entropy). Without kernels a CPU
+runs the textbook form: of the merge XLA makes a loop over single numbers.
 """
 
 import os
