@@ -1491,8 +1491,8 @@ MUTANTS = [
     Mutant(
         "ids below 0 count from the end",
         "_grouped",
-        "found = (ids >= 0) & (ids < segments.count)",
-        "found = ids < segments.count",
+        "found = (self.ids >= 0) & (self.ids < self.segments.count)",
+        "found = self.ids < self.segments.count",
         "test_segments.py",
         "is_a_row",
     ),

@@ -1,20 +1,20 @@
 """Entries in segments: what `Row` is to a row, of rows whose entries stand anywhere.
 
 m and the sum S of all e are two scatters, and S - 1 is s: nothing is lost where S is
-1.5 or more. Below it the maximum stands alone, and S has rounded digits of s
-away, and a third scatter sums the others. It is run if there is one.
+1.5 or more. Below it the maximum stands alone, and S has rounded digits of s away. A
+third scatter then sums the others; it runs if any segment is so sure.
 
 With sorted ids the merge could be scanned in place of that. Passes over 2^20 logits in
-2^16 segments, compiled with JAX 0.10.2, beside the formula that is usually written by
-hand (segment_max, segment_sum); the second number is with the third scatter:
+2^16 segments, in programs compiled with JAX 0.10.2; by hand is log(segment_sum(exp)) by
+jax.ops, with the maximum shifted out. In brackets, with the third scatter:
 
-              two, three scatters     scan, kernels     by hand
-    H200           4.8, 7.0             38.9, 130         4.8
-    v5e            5.2, 6.1              4.3, 720         5.2
+              segment_logsumexp     scan, kernels     by hand
+    H200         4.9 (7.0)            38.9, 130         4.8
+    v5e          5.4 (9.4)             4.3, 720         5.2
 
-So sorted ids are a hint to the scatters alone. Nor does a form with the third sum in the
-same scatter, in two columns, serve everywhere: 4.9 on an H200, but 5.3 for 4.4 with
-eight numbers an entry, and 128 times the memory on a v5e.
+So sorted ids are a hint to the scatters alone. A scatter of two columns, with the third
+sum in the second, has 4.9 on an H200 too, but more than three scatters where an entry
+is of eight numbers, and 128 times the memory on a v5e.
 """
 
 import dataclasses
@@ -46,9 +46,14 @@ class Segments:
 
     @property
     def of_ids(self) -> dict[str, Any]:
-        """What a scatter and a gather may rely on."""
+        """What a gather may rely on, with ids in range."""
+        return {**self.of_any_ids, "mode": "promise_in_bounds"}
+
+    @property
+    def of_any_ids(self) -> dict[str, Any]:
+        """How a scatter leaves out what is in no segment."""
         return {
-            "mode": "promise_in_bounds",
+            "mode": "drop",
             "indices_are_sorted": self.are_sorted,
             "wrap_negative_indices": False,
         }
@@ -61,15 +66,26 @@ class Segments:
 class Grouped(NamedTuple):
     """Entries in segments, with the maximum m and the sum S = 1 + s of every segment.
 
-    What has the letter of a row, d, e or p, is of every entry.
+    What has the letter of a row, d, e or p, is of every entry. Each is made where it is
+    asked for, of what is given: XLA writes out what a branch is handed.
     """
 
     segments: Segments
+    given: Logits  # with a temperature for every segment
     ids: Array
-    logits: Logits  # whose temperature is that of every entry
-    temperature: Array | None  # of every segment
     m: Array
     total: Array
+
+    @property
+    def logits(self) -> Logits:
+        """With a temperature for every entry; what is in no segment is masked."""
+        x, where, temperature = self.given
+        found = (self.ids >= 0) & (self.ids < self.segments.count)
+        found = jax.lax.expand_dims(found, range(1, x.ndim))
+        where = found if where is None else where & found
+        if temperature is not None:
+            temperature = self.at_entries(temperature)
+        return Logits(x, where, temperature)
 
     @property
     def z(self) -> Array:
@@ -86,8 +102,12 @@ class Grouped(NamedTuple):
     @property
     def d(self) -> Array:
         """(z - m)/t, 0 at the maximum of a segment that is sure."""
-        d = shifted(self.z, self.at_entries(self.m), self.t)
-        return exact_at_maximum(d, self.at_entries(self.total - 1))
+        return exact_at_maximum(self.d_as_rounded, self.at_entries(self.total - 1))
+
+    @property
+    def d_as_rounded(self) -> Array:
+        """(z - m)/t, and next to 0 at the maximum if XLA makes z anew."""
+        return shifted(self.z, self.at_entries(self.m), self.t)
 
     @property
     def p(self) -> Array:
@@ -97,12 +117,13 @@ class Grouped(NamedTuple):
     @property
     def s(self) -> Array:
         """The tail, with all its digits and with the derivative of S."""
-        is_sure = _is_sure(self.total - 1)
-        e, total = jax.lax.stop_gradient((self.e, self.total))
+        given, m, total = jax.lax.stop_gradient((self.given, self.m, self.total))
+        of = Grouped(self.segments, given, self.ids, m, total)
+        is_sure = _is_sure(total - 1)
         # JAX runs both branches for a batch, unless they are chosen for all of it.
         rest = jax.lax.cond(
             largest_of_batch(jnp.any(is_sure)),
-            lambda: self.sum(jnp.where(e > NEAR, 0, e)),
+            lambda: of.sum(jnp.where(of.e > NEAR, 0, of.e)),
             lambda: total,
         )
         tail = jnp.where(total < 1.5, rest, total - 1)
@@ -116,21 +137,23 @@ class Grouped(NamedTuple):
     @property
     def sign(self) -> Array | float:
         """That of the temperature, of every segment."""
-        return 1.0 if self.temperature is None else sign_of(self.temperature)
+        temperature = self.given.temperature
+        return 1.0 if temperature is None else sign_of(temperature)
 
     def at_entries(self, v: Array) -> Array:
-        """What is of the segment of every entry."""
-        return v.at[self.ids].get(**self.segments.of_ids)
+        """What is of the segment of every entry; in no segment, of any."""
+        in_range = jnp.clip(self.ids, 0, self.segments.count - 1)
+        return v.at[in_range].get(**self.segments.of_ids)
 
     def sum(self, v: Array) -> Array:
         """Over the entries of every segment."""
-        return self.segments.full(0, v).at[self.ids].add(v, **self.segments.of_ids)
+        nothing = self.segments.full(0, v)
+        return nothing.at[self.ids].add(v, **self.segments.of_any_ids)
 
     def to_x(self, dz: Array) -> Array:
         """The cotangent of x, for one of z."""
-        _, to_x = jax.vjp(
-            lambda x: masked_logits(self.logits._replace(x=x)), self.logits.x
-        )
+        logits = self.logits
+        _, to_x = jax.vjp(lambda x: masked_logits(logits._replace(x=x)), logits.x)
         return to_x(dz)[0]
 
 
@@ -139,24 +162,11 @@ def _is_sure(s):
     return (s > -1) & (s < 0.5)
 
 
-def grouped(
-    segments: Segments, logits: Logits, ids: Array, kept: Any = None
-) -> Grouped:
-    """The entries in their segments, those in no segment masked; the temperature of the
-    logits is that of every segment. kept are m and S, where they are known."""
-    of_ids, temperature = segments.of_ids, logits.temperature
-    found = (ids >= 0) & (ids < segments.count)
-    found = jax.lax.expand_dims(found, range(1, logits.x.ndim))
-    where = found if logits.where is None else logits.where & found
-    in_range = jnp.clip(ids, 0, segments.count - 1)
-    if temperature is not None:
-        logits = logits._replace(temperature=temperature.at[in_range].get(**of_ids))
-    masked = logits._replace(where=where)
-    if kept is not None:
-        return Grouped(segments, in_range, masked, temperature, *kept)
+def grouped(segments: Segments, given: Logits, ids: Array) -> Grouped:
     # Derivatives hold m fixed. Of logits without a mask no copy is made: the scatter
     # leaves out what is in no segment.
-    z = jax.lax.stop_gradient(masked_logits(logits))
-    m = segments.full(-jnp.inf, z).at[ids].max(z, **{**of_ids, "mode": "drop"})
-    of = Grouped(segments, in_range, masked, temperature, m, m)
+    per_entry = Grouped(segments, given, ids, ids, ids).logits
+    z = jax.lax.stop_gradient(masked_logits(per_entry._replace(where=given.where)))
+    m = segments.full(-jnp.inf, z).at[ids].max(z, **segments.of_any_ids)
+    of = Grouped(segments, given, ids, m, m)
     return of._replace(total=of.sum(of.e))

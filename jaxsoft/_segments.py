@@ -8,6 +8,7 @@ of the segment,
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +28,13 @@ from jaxsoft._checks import (
 from jaxsoft._core.dtypes import accumulation_dtype, cast, widened
 from jaxsoft._core.logits import (
     Logits,
+    exact_at_maximum,
     inverse_temperature,
     is_maximum,
     log_softmax_cotangent,
     times_log,
 )
-from jaxsoft._grouped import Segments, grouped
+from jaxsoft._grouped import Grouped, Segments, grouped
 from jaxsoft._passes.product import product
 from jaxsoft._row import row_rule
 
@@ -304,17 +306,17 @@ def _logsumexp_value(segments, logits, ids):
     of = grouped(segments, logits, ids)
     log_total, entropy = jnp.log1p(of.s), None
     excess = log_total
-    if of.temperature is not None:
+    if of.given.temperature is not None:
         entropy = log_total - of.sum(times_log(of.p, of.d))
         # An infinite temperature may meet an excess of 0.
-        excess = jnp.where(log_total == 0, 0, jnp.abs(of.temperature) * log_total)
+        excess = jnp.where(log_total == 0, 0, jnp.abs(of.given.temperature) * log_total)
     log_sum = of.sign * jnp.where(jnp.isinf(of.m), of.m, of.m + excess)
     return log_sum.astype(logits.x.dtype), (of.m, of.total, entropy)
 
 
 def _logsumexp_pullback(segments, logits, ids, kept, g):
     *kept, entropy = kept
-    of = grouped(segments, logits, ids, kept)
+    of = Grouped(segments, logits, ids, *kept)
     g = widened(g, of.m.dtype)
     # sigma again: to_x has it once more.
     dx = of.to_x(product(of.at_entries(of.sign * g), of.p))
@@ -333,13 +335,13 @@ def _softmax_value(segments, logits, ids):
 
 
 def _softmax_pullback(segments, logits, ids, kept, g):
-    of = grouped(segments, logits, ids, kept)
+    of = Grouped(segments, logits, ids, *kept)
     g = _included(of, g)
     deviation = g - of.at_entries(of.sum(jnp.where(of.is_top, g, 0)))
     mean = of.sum(product(deviation, of.p))
     dz = product(deviation - of.at_entries(mean), of.p)
     dz = dz * inverse_temperature(of.logits.temperature)
-    if of.temperature is None:
+    if of.given.temperature is None:
         return of.to_x(dz), None, None
     d = of.d
     dt = -of.sum(product(dz, jnp.where(jnp.isinf(d), 0, d)))
@@ -360,25 +362,27 @@ _segment_softmax = row_rule(_softmax_value, _softmax_pullback)
 def _log_softmax_value(segments, logits, ids):
     of = grouped(segments, logits, ids)
     s = of.s
-    log_p = of.d - of.at_entries(jnp.log1p(s))
-    return log_p.astype(logits.x.dtype), (of.m, s)
+    log_total = of.at_entries(jnp.log1p(s))
+    # One gather for both: s is below 0.5 where log(1 + s) is below log 1.5.
+    d = exact_at_maximum(of.d_as_rounded, log_total + (0.5 - math.log(1.5)))
+    return (d - log_total).astype(logits.x.dtype), (of.m, s)
 
 
 def _log_softmax_pullback(segments, logits, ids, kept, g):
     m, s = kept
-    of = grouped(segments, logits, ids, (m, 1 + s))
-    d, s = of.d, of.at_entries(s)
+    of = Grouped(segments, logits, ids, m, 1 + s)
+    d, s = of.d_as_rounded, of.at_entries(s)
     is_top = is_maximum(d, s) & (s < 0.5)
     g = jnp.where(of.at_entries(jnp.isneginf(m)), 0, _included(of, g))
     value = of.at_entries(of.sum(jnp.where(is_top, g, 0)))
     others = of.at_entries(of.sum(jnp.where(is_top, 0, g)))
     dz = log_softmax_cotangent(g, d, s, value, others, product)
     dz = dz * inverse_temperature(of.logits.temperature)
-    if of.temperature is None:
+    if of.given.temperature is None:
         return of.to_x(dz), None, None
     u = -of.sum(times_log(of.p, d))
     slope = of.sum(product(g, jnp.where(jnp.isinf(d), 0, d + of.at_entries(u))))
-    per_t = inverse_temperature(of.temperature)
+    per_t = inverse_temperature(of.given.temperature)
     return of.to_x(dz), -of.sign * per_t * slope, None
 
 
