@@ -112,7 +112,10 @@ def _slopes_in_block(axes, logits, of):
     the one kernel of the value."""
     if logits.temperature is not None or axes.mesh_names:
         return _slopes(axes, logits, of)
-    row = in_block(axes, logits, RIDERS)
+    return _slopes_of_block(axes, logits, in_block(axes, logits, RIDERS))
+
+
+def _slopes_of_block(axes, logits, row):
     return _of_each_class(axes, logits, row.d, jnp.exp(row.d), _numbers(row.summary))
 
 
