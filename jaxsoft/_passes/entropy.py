@@ -20,6 +20,7 @@ from jaxsoft._core.logits import (
     masked_logits,
     override_primal,
     shifted,
+    sign_of,
     size_of,
 )
 from jaxsoft._core.mesh import Axes, device_sum, row_sum
@@ -126,7 +127,7 @@ def _of_each_class(axes, logits, d, e, of):
     if logits.temperature is None:
         return in_z, None
     variance = jnp.sum(p * surprise**2, axes.dims, keepdims=True)
-    return in_z, jnp.where(logits.temperature < 0, -variance, variance) * per_t
+    return in_z, sign_of(logits.temperature) * variance * per_t
 
 
 _entropy_pull, _entropy_push = pull_and_push("entropy", _slopes, _slopes_in_block)
