@@ -1001,8 +1001,8 @@ MUTANTS = [
     Mutant(
         "the derivative of the entropy in the temperature loses its sign",
         "_passes/entropy",
-        "jnp.where(logits.temperature < 0, -variance, variance) * per_t",
-        "variance * per_t",
+        "return in_z, sign_of(logits.temperature) * variance * per_t",
+        "return in_z, variance * per_t",
         "test_laws.py",
         _laws("entropy_options"),
     ),

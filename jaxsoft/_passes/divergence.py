@@ -112,7 +112,9 @@ def _reduced(logits: Logits, m: Array, s: Array) -> Reduced:
     return Reduced(half, half_m, shifted(z, m, t), exp_shifted(z, m, t), s)
 
 
-def _compared(x: Reduced, y: Reduced, temperature: Array | None, epsilon: Any = 0):
+def _compared(
+    x: Reduced, y: Reduced, temperature: Array | None, epsilon: Any = 0
+) -> Compared:
     p, q = (row.e * (1 / (1 + row.s)) for row in (x, y))
     delta = _log_ratio(x, y, temperature) - epsilon
     near = (jnp.abs(delta) < 0.5) & (p > 0)
@@ -179,8 +181,8 @@ def _known_epsilon(excess: Array) -> tuple[Array, Array]:
     return jnp.log1p(excess), excess
 
 
-def _numbers(rows: list[Summary], is_empty: Array, sums: Any) -> Divergence:
-    (phi, excess), (x, y) = sums, rows
+def _numbers(x: Summary, y: Summary, is_empty: Any, sums: Any) -> Divergence:
+    phi, excess = sums
     epsilon, excess = _known_epsilon(excess)
     kl = jnp.where(is_empty, 0, jnp.maximum(phi - (excess - epsilon), 0))
     return Divergence(x.m, x.s, y.m, y.s, epsilon, kl)
@@ -194,20 +196,25 @@ def _form(summarize: Summarize, total: Total) -> Form:
     """A form of the pass, made of a reduction of a row and one of two arrays."""
 
     def form(axes, rows, _):
-        summaries = [summarize(axes, logits, NO_RIDERS) for logits in rows.both]
-        if None in summaries:
+        of_x, of_y = (summarize(axes, logits, NO_RIDERS) for logits in rows.both)
+        if of_x is None or of_y is None:
             return None
-        summaries = _of_all_devices(axes, rows.temperature, summaries)
-        reduced = [_reduced(v, of.m, of.s) for v, of in zip(rows.both, summaries)]
-        sums = total(axes, _terms(_compared(*reduced, rows.temperature)))
+        of_x, of_y = _of_all_devices(axes, rows.temperature, (of_x, of_y))
+        sums = total(axes, _terms_about(rows, of_x, of_y))
         if axes.mesh_names:
             sums = device_sum(jnp.stack(sums), axes.mesh_names)
-        return _numbers(summaries, jnp.isneginf(summaries[0].m), sums)
+        return _numbers(of_x, of_y, jnp.isneginf(of_x.m), sums)
 
     return form
 
 
-def _of_all_devices(axes, temperature, summaries):
+def _terms_about(rows: Rows, of_x: Summary, of_y: Summary) -> tuple[Array, Array]:
+    x, y = rows.both
+    x, y = _reduced(x, of_x.m, of_x.s), _reduced(y, of_y.m, of_y.s)
+    return _terms(_compared(x, y, rows.temperature))
+
+
+def _of_all_devices(axes: Axes, temperature: Any, summaries: tuple[Any, Any]) -> Any:
     """In the messages of one row."""
     if not axes.mesh_names:
         return summaries
@@ -245,11 +252,12 @@ def _in_block(axes, rows, _):
 
 
 def _compared_in_block(axes, rows):
-    of = [in_block(axes, logits, NO_RIDERS) for logits in rows.both]
-    reduced = [_reduced_in_block(axes, v, row) for v, row in zip(rows.both, of)]
-    sums = _apart(axes, _terms(_compared(*reduced, None)))
-    numbers = _numbers([row.summary for row in of], of[0].is_empty, sums)
-    return numbers, _compared(*reduced, None, numbers.epsilon), of[0].is_empty
+    of_x, of_y = (in_block(axes, logits, NO_RIDERS) for logits in rows.both)
+    x = _reduced_in_block(axes, rows.both[0], of_x)
+    y = _reduced_in_block(axes, rows.both[1], of_y)
+    sums = _apart(axes, _terms(_compared(x, y, None)))
+    numbers = _numbers(of_x.summary, of_y.summary, of_x.is_empty, sums)
+    return numbers, _compared(x, y, None, numbers.epsilon), of_x.is_empty
 
 
 def _reduced_in_block(axes, logits, row):
@@ -273,10 +281,9 @@ def _native(axes, rows, _):
 def _smooth(axes, rows, _, results):
     m, s, n, r, *_ = results
     tails = [_smooth_tail(axes, *of) for of in zip(rows.both, (m, n), (s, r))]
-    summaries = [Summary(*of) for of in zip((m, n), tails)]
-    reduced = [_reduced(v, of.m, of.s) for v, of in zip(rows.both, summaries)]
-    sums = [row_sum(v, axes) for v in _terms(_compared(*reduced, rows.temperature))]
-    return _numbers(summaries, jnp.isneginf(m), sums)
+    of_x, of_y = Summary(m, tails[0]), Summary(n, tails[1])
+    sums = [row_sum(v, axes) for v in _terms_about(rows, of_x, of_y)]
+    return _numbers(of_x, of_y, jnp.isneginf(m), sums)
 
 
 def _smooth_tail(axes, logits, m, s):

@@ -20,6 +20,7 @@ from jaxsoft._core.logits import (
     masked_logits,
     override_primal,
     shifted,
+    sign_of,
     size_of,
 )
 from jaxsoft._core.mesh import Axes, device_sum, row_sum
@@ -112,7 +113,10 @@ def _slopes_in_block(axes, logits, of):
     the one kernel of the value."""
     if logits.temperature is not None or axes.mesh_names:
         return _slopes(axes, logits, of)
-    row = in_block(axes, logits, RIDERS)
+    return _slopes_of_block(axes, logits, in_block(axes, logits, RIDERS))
+
+
+def _slopes_of_block(axes, logits, row):
     return _of_each_class(axes, logits, row.d, jnp.exp(row.d), _numbers(row.summary))
 
 
@@ -123,7 +127,7 @@ def _of_each_class(axes, logits, d, e, of):
     if logits.temperature is None:
         return in_z, None
     variance = jnp.sum(p * surprise**2, axes.dims, keepdims=True)
-    return in_z, jnp.where(logits.temperature < 0, -variance, variance) * per_t
+    return in_z, sign_of(logits.temperature) * variance * per_t
 
 
 _entropy_pull, _entropy_push = pull_and_push("entropy", _slopes, _slopes_in_block)
