@@ -1323,6 +1323,22 @@ MUTANTS = [
         "test_linear.py",
         "value_and_every_gradient and mean",
     ),
+    Mutant(
+        "of several labels the class before is read",
+        "_passes/labels",
+        "jnp.take_along_axis(x, jnp.maximum(index, 0), -1)",
+        "jnp.take_along_axis(x, jnp.maximum(index - 1, 0), -1)",
+        "test_linear.py",
+        "value_and_every_gradient",
+    ),
+    Mutant(
+        "a head sums in half precision",
+        "_linear/inputs",
+        "return accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))",
+        "return jnp.promote_types(hidden.dtype, vocab_weight.dtype)",
+        "test_linear.py",
+        "dtype or bfloat16",
+    ),
     # Soft forms of hard functions.
     Mutant(
         "half precision derivatives of the soft forms overflow",
