@@ -1334,8 +1334,8 @@ MUTANTS = [
     Mutant(
         "a head sums in half precision",
         "_linear/inputs",
-        "return accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))",
-        "return jnp.promote_types(hidden.dtype, vocab_weight.dtype)",
+        "accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))",
+        "jnp.promote_types(hidden.dtype, vocab_weight.dtype)",
         "test_linear.py",
         "dtype or bfloat16",
     ),
