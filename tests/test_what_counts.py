@@ -284,3 +284,19 @@ def test_labels_are_checked_only_where_it_is_asked_for():
     assert not jax.make_jaxpr(loss)(LABELS).effects
     checking = functools.partial(loss, check_labels=True)
     assert jax.make_jaxpr(checking)(LABELS).effects
+
+
+def test_results_of_several_arrays_are_serialized():
+    """By `jax.export`, which must know every kind of tuple."""
+
+    def results(x, labels):
+        metrics = jaxsoft.cross_entropy(x, labels, with_metrics=True)
+        return metrics, jaxsoft.linear_log_probs(x, jnp.eye(3), labels)
+
+    with jaxsoft.use_cpu_kernels(False):
+        stored = jax.export.export(jax.jit(results))(X, LABELS).serialize()
+        wanted = jax.jit(results)(X, LABELS)
+    found = jax.export.deserialize(stored).call(X, LABELS)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+        np.testing.assert_array_equal(a, b)

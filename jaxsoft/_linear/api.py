@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, export
 from jax.typing import ArrayLike
 
 from jaxsoft._checks import (
@@ -75,6 +75,9 @@ class LogProbs(NamedTuple):
     """Entropy of the distribution, in nats."""
     top_label: Array
     """The most probable class, int32."""
+
+
+export.register_namedtuple_serialization(LogProbs, serialized_name="jaxsoft.LogProbs")
 
 
 # The overloads name only what decides on the result.

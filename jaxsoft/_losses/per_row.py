@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 from jax.experimental import checkify
 
 from jaxsoft._core.mesh import (
@@ -62,6 +62,11 @@ class LossMetrics(NamedTuple):
     """Entropy of the prediction, in nats."""
     top_label: Array
     """The most probable class, int32; the first of tied ones."""
+
+
+export.register_namedtuple_serialization(
+    LossMetrics, serialized_name="jaxsoft.LossMetrics"
+)
 
 
 class RowOptions(NamedTuple):
