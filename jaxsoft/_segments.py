@@ -340,9 +340,9 @@ def _softmax_pullback(segments, logits, ids, kept, g):
     deviation = g - of.at_entries(of.sum(jnp.where(of.is_top, g, 0)))
     mean = of.sum(product(deviation, of.p))
     dz = product(deviation - of.at_entries(mean), of.p)
-    dz = dz * inverse_temperature(of.logits.temperature)
     if of.given.temperature is None:
         return of.to_x(dz), None, None
+    dz = product(dz, inverse_temperature(of.logits.temperature))
     d = of.d
     dt = -of.sum(product(dz, jnp.where(jnp.isinf(d), 0, d)))
     return of.to_x(dz), of.sign * dt, None
@@ -377,13 +377,13 @@ def _log_softmax_pullback(segments, logits, ids, kept, g):
     value = of.at_entries(of.sum(jnp.where(is_top, g, 0)))
     others = of.at_entries(of.sum(jnp.where(is_top, 0, g)))
     dz = log_softmax_cotangent(g, d, s, value, others, product)
-    dz = dz * inverse_temperature(of.logits.temperature)
     if of.given.temperature is None:
         return of.to_x(dz), None, None
+    dz = product(dz, inverse_temperature(of.logits.temperature))
     u = -of.sum(times_log(of.p, d))
     slope = of.sum(product(g, jnp.where(jnp.isinf(d), 0, d + of.at_entries(u))))
     per_t = inverse_temperature(of.given.temperature)
-    return of.to_x(dz), -of.sign * per_t * slope, None
+    return of.to_x(dz), product(slope, -of.sign * per_t), None
 
 
 _segment_log_softmax = row_rule(_log_softmax_value, _log_softmax_pullback)
