@@ -432,7 +432,9 @@ def _broadcast_together(a: Array, b: Array) -> tuple[Array, Array]:
             "logsumexp: a and b must broadcast together; "
             f"got shapes {a.shape} and {b.shape}"
         ) from None
-    dtype = jnp.result_type(a, b)  # of a, for a weight that is a Python number
+    # As JAX promotes: that of the other for integers, and for a Python number.
+    floating = [v.dtype for v in (a, b) if is_of(v.dtype, jnp.inexact)]
+    dtype = floating[0] if len(floating) == 1 else jnp.result_type(a, b)
 
     def spread(v: Array) -> Array:
         v = jax.lax.expand_dims(v.astype(dtype), range(len(shape) - v.ndim))

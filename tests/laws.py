@@ -94,7 +94,7 @@ LIKE_LOGITS = (
 
 # For logits of half precision too.
 FLOAT32_RESULTS = {
-    *("entropy", "cross_entropy", "kl_divergence", "circle_loss"),
+    *("entropy", "softargmax_options", "cross_entropy", "kl_divergence", "circle_loss"),
     *("binary_cross_entropy", "multilabel_cross_entropy"),
     *("linear_cross_entropy", "linear_log_probs"),
 }
@@ -170,7 +170,7 @@ class Law:
 
     def result_dtype(self, logits_dtype: Any) -> Any:
         half = jnp.dtype(logits_dtype).itemsize < 4
-        wide = half and self.function in FLOAT32_RESULTS
+        wide = half and not FLOAT32_RESULTS.isdisjoint((self.name, self.function))
         return jnp.float32 if wide else logits_dtype
 
     @functools.cached_property
@@ -359,6 +359,7 @@ def _count_of_arguments(law: Law) -> int:
 # The public names that are in no law of their own, and why.
 WITHOUT_LAW = {
     "LogProbs": "a result",
+    "loss_weight": "it has no logits: test_what_counts.py",
     "LossMetrics": "a result",
     "gumbel_softmax": "the softmax of logits with noise: test_gumbel.py",
     "shard_vocab": "it needs devices: test_sharding.py",

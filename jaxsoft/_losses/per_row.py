@@ -204,12 +204,19 @@ def _weight_of_label(class_weight, class_index, mesh_names):
 # focal factor of gamma,
 #     loss = v ((1 - eps) w_y (1 - p_y)^gamma nll
 #               + (eps / C) sum_c w_c (-log p_c) + z_loss lse^2)
-# Computed again in the backward pass: that costs less than to keep every step of it.
-@functools.partial(jax.checkpoint, prevent_cse=False)
 def combined_terms(
     terms: RowTerms, counted: Array | None, options: RowOptions
 ) -> Array:
     """The loss of every row; 0 where it is not counted."""
+    loss = terms.nll
+    if any(v is not None for v in options):
+        loss = _with_options(terms, options)
+    return loss if counted is None else jnp.where(counted, loss, 0)
+
+
+# Computed again in the backward pass: that costs less than to keep every step of it.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _with_options(terms: RowTerms, options: RowOptions) -> Array:
     loss = terms.nll
     if options.focal_gamma is not None:
         loss = focal(loss, options.focal_gamma)
@@ -223,7 +230,7 @@ def combined_terms(
         loss = loss + times_loss(options.z_loss, _square(terms.logsumexp))
     if options.sample_weight is not None:
         loss = weighted(options.sample_weight, loss)
-    return loss if counted is None else jnp.where(counted, loss, 0)
+    return loss
 
 
 def loss_metrics(
