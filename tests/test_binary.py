@@ -1,6 +1,7 @@
 """binary, multi-label and circle loss: labels, edges, weights, detached weights."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -159,3 +160,26 @@ def test_the_second_derivative_keeps_its_digits():
     second = as_users_have_it(second)(x, labels)
     small = np.exp(-abs(np.float64(x))) / (1 + np.exp(-abs(np.float64(x))))
     np.testing.assert_allclose(second, small * (1 - small), rtol=1e-6)
+
+
+@pytest.mark.parametrize("detach_weights", [True, False])
+def test_a_circle_loss_of_infinite_similarities_has_no_nan(detach_weights):
+    """Value and both modes, in all combinations of two positives and two negatives."""
+    values = [-np.inf, -1e30, -2.0, -0.25, 0.0, 0.75, 1.25, 1e30, np.inf]
+    points = np.array(list(itertools.product(values, repeat=4)), np.float32)
+
+    @jax.jit
+    def everything(positives, negatives):
+        def of(positives, negatives):
+            return jaxsoft.circle_loss(
+                positives, negatives, detach_weights=detach_weights
+            )
+
+        given = positives, negatives
+        both = jax.jvp(of, given, jax.tree.map(jnp.ones_like, given))
+        value, pull = jax.vjp(of, *given)
+        return *both, *pull(jnp.ones_like(value))
+
+    for result in everything(points[:, :2], points[:, 2:]):
+        bad = np.isnan(np.asarray(result)).reshape(len(points), -1).any(1)
+        assert not np.any(bad), points[bad][:3]

@@ -5,6 +5,7 @@ running shows that they are true."""
 from typing import assert_type
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 import jaxsoft
@@ -41,3 +42,5 @@ def test_log_probs_have_names():
 def test_straight_through_keeps_the_signature():
     hard = jaxsoft.straight_through(jaxsoft.smooth_sign, jaxsoft.smooth_step)
     assert isinstance(assert_type(hard(x), Array), Array)
+    rounded = jaxsoft.straight_through(jnp.round, lambda z: z)
+    assert isinstance(rounded(x), Array)

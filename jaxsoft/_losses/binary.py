@@ -339,7 +339,8 @@ def circle_loss(
         scale a_n and -scale a_p. Residuals: O(1) arrays of the similarities' shapes.
 
     Edge cases:
-        No positives or no negatives: 0 with gradient 0. The naive form
+        No positives or no negatives: 0 with gradient 0. The derivative at an infinite
+        similarity is 0. The naive form
         log(1 + sum exp(...) sum exp(...)) overflows at scale 256; this one does not.
 
     Example:
@@ -413,9 +414,15 @@ def _weighted_gap(weight, gap):
     return weight * jnp.where(weight == 0, jnp.clip(gap, -1, 1), gap)
 
 
+def _finite(v):
+    return jnp.where(jnp.isinf(v), 0, v)
+
+
+# At an infinite similarity 0: of two such pairs forward mode would add infinities of
+# either sign.
 rule_from_partials(
     _scaled_gap,
-    lambda scale, weight, gap: _weighted_gap(weight, gap),
-    lambda scale, weight, gap: scale * gap,
-    lambda scale, weight, gap: scale * weight,
+    lambda scale, weight, gap: _finite(_weighted_gap(weight, gap)),
+    lambda scale, weight, gap: scale * _finite(gap),
+    lambda scale, weight, gap: scale * _finite(weight),
 )
