@@ -78,6 +78,17 @@ def optax_kl(x, target):
     )
 
 
+def mean_of(operation: Operation) -> Operation:
+    """As a training step takes it."""
+
+    def averaged(loss):
+        return lambda *given: jnp.mean(loss(*given))
+
+    arguments, ours, peers = operation
+    peers = {peer: averaged(f) for peer, f in peers.items()}
+    return Operation(arguments, averaged(ours), peers)
+
+
 def with_gradient(name: str, operation: Operation) -> dict[str, Operation]:
     arguments, ours, peers = operation
     gradients = {peer: mean_gradient(f) for peer, f in peers.items()}
@@ -91,6 +102,12 @@ def with_pullback(name: str, ours: Callable[..., Any], peer: Any) -> Any:
         f"{name}, vjp": Operation("xg", pullback(ours), {"jax.nn": pullback(peer)}),
     }
 
+
+CROSS_ENTROPY = Operation(
+    "xy",
+    jaxsoft.cross_entropy,
+    {"optax": optax_labels, "optax, one-hot": optax_one_hot},
+)
 
 OPERATIONS: dict[str, Operation] = {
     **with_gradient(
@@ -106,14 +123,8 @@ OPERATIONS: dict[str, Operation] = {
     **with_gradient(
         "entropy", Operation("x", jaxsoft.entropy, {"jax.nn": jax_nn_entropy})
     ),
-    **with_gradient(
-        "cross_entropy",
-        Operation(
-            "xy",
-            jaxsoft.cross_entropy,
-            {"optax": optax_labels, "optax, one-hot": optax_one_hot},
-        ),
-    ),
+    "cross_entropy, per row": CROSS_ENTROPY,
+    **with_gradient("cross_entropy", mean_of(CROSS_ENTROPY)),
     **with_gradient(
         "kl_divergence", Operation("xt", jaxsoft.kl_divergence, {"optax": optax_kl})
     ),

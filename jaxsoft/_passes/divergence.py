@@ -36,7 +36,6 @@ from jaxsoft._core.logits import (
     is_maximum,
     masked_logits,
     override_primal,
-    rounding_of_difference,
     shifted,
     sign_of,
     size_of,
@@ -137,8 +136,14 @@ def _log_ratio(x: Reduced, y: Reduced, temperature: Array | None) -> Array:
 
 
 def _difference(a: Array, b: Array) -> tuple[Array, Array]:
+    """a - b of two halves, and what this lacks: Knuth's TwoSum.
+
+    Not `rounding_of_difference`: the difference of halves is finite, and the choices
+    that guard it there end the one kernel of a block.
+    """
     difference = a - b
-    rounding = rounding_of_difference(a, b, difference)
+    back = difference - a
+    rounding = (a - (difference - back)) - (b + back)
     return difference, jax.lax.stop_gradient(rounding)
 
 
@@ -248,16 +253,15 @@ _by_merge = _form(_by(by_merge), _together)
 def _in_block(axes, rows, _):
     if rows.temperature is not None or axes.mesh_names:
         return _by_merge(axes, rows, ())
-    return _compared_in_block(axes, rows)[0]
-
-
-def _compared_in_block(axes, rows):
-    of_x, of_y = (in_block(axes, logits, NO_RIDERS) for logits in rows.both)
-    x = _reduced_in_block(axes, rows.both[0], of_x)
-    y = _reduced_in_block(axes, rows.both[1], of_y)
+    (of_x, of_y), (x, y) = _both_in_block(axes, rows)
     sums = _apart(axes, _terms(_compared(x, y, None)))
-    numbers = _numbers(of_x.summary, of_y.summary, of_x.is_empty, sums)
-    return numbers, _compared(x, y, None, numbers.epsilon), of_x.is_empty
+    return _numbers(of_x.summary, of_y.summary, of_x.is_empty, sums)
+
+
+def _both_in_block(axes, rows):
+    """The two rows as a reduction leaves them, and as they are compared."""
+    of = [in_block(axes, logits, NO_RIDERS) for logits in rows.both]
+    return of, [_reduced_in_block(axes, v, row) for v, row in zip(rows.both, of)]
 
 
 def _reduced_in_block(axes, logits, row):
@@ -338,16 +342,27 @@ def _slopes_over_t(of, kl, is_empty):
 def _slopes_in_block(axes, rows, of):
     if rows.temperature is not None or axes.mesh_names:
         return _slopes(axes, rows, of)
-    _, in_y = _slopes_of_a_kernel(axes, rows)
-    in_x, _ = _slopes_of_a_kernel(
-        axes, jax.tree.map(jax.lax.optimization_barrier, rows)
-    )
-    return in_x, in_y, None
+    in_y = _prediction_slopes_of_a_kernel(axes, rows)
+    rows = jax.tree.map(jax.lax.optimization_barrier, rows)
+    return _target_slopes_of_a_kernel(axes, rows), in_y, None
 
 
-def _slopes_of_a_kernel(axes, rows):
-    numbers, compared, is_empty = _compared_in_block(axes, rows)
-    return _slopes_over_t(compared, numbers.kl, is_empty)
+def _prediction_slopes_of_a_kernel(axes, rows):
+    (of_x, _), (x, y) = _both_in_block(axes, rows)
+    _, excess = _apart(axes, _terms(_compared(x, y, None)))
+    change = _change(_compared(x, y, None, _known_epsilon(excess)[0]))
+    return jnp.where(of_x.is_empty, 0, change)
+
+
+# Here -sum_i p_i delta_i is KL enough: what rounding has made of all delta alike leaves
+# the difference, and no smaller one is wanted than delta itself has digits for.
+def _target_slopes_of_a_kernel(axes, rows):
+    _, (x, y) = _both_in_block(axes, rows)
+    of = _compared(x, y, None)
+    mean = jnp.sum(of.p * of.delta, axes.dims, keepdims=True)
+    infinite = jnp.isinf(mean)
+    in_x = -of.p * (of.delta - jnp.where(infinite, 0, mean))
+    return jnp.where(infinite | (of.p == 0), 0, in_x)
 
 
 _divergence_pull, _divergence_push = pull_and_push(
