@@ -87,7 +87,7 @@ class Row(NamedTuple):
 
     def over_t(self, v: Array) -> Array:
         """v/t for a derivative v, which is 0 where v is 0; at t = 0 all of it is."""
-        return v if self.t is None else product(v, jnp.asarray(self.per_t))
+        return v if self.t is None else product(v, self.per_t)
 
     @property
     def sign(self) -> Array | float:

@@ -351,7 +351,8 @@ def _prediction_slopes_of_a_kernel(axes, rows):
     (of_x, _), (x, y) = _both_in_block(axes, rows)
     _, excess = _apart(axes, _terms(_compared(x, y, None)))
     change = _change(_compared(x, y, None, _known_epsilon(excess)[0]))
-    return jnp.where(of_x.is_empty, 0, change)
+    is_empty: Any = of_x.is_empty
+    return jnp.where(is_empty, 0, change)
 
 
 # Here -sum_i p_i delta_i is KL enough: what rounding has made of all delta alike leaves

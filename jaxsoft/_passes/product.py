@@ -22,6 +22,6 @@ def _transpose(axes, factor, t, like):
 _product = Pass("product", lambda _, factor, g: times(g, factor), transpose=_transpose)
 
 
-def product(g: Array, factor: Array) -> Array:
+def product(g: Array, factor: Array | float) -> Array:
     """g factor, linear in g; 0 where g is 0."""
-    return _product(Axes(()), factor, g)
+    return _product(Axes(()), jnp.asarray(factor), g)
