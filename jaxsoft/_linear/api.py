@@ -139,9 +139,9 @@ def linear_cross_entropy(
         vocab_bias: (classes,).
         vocab_axis: which axis of ``vocab_weight`` holds the classes, 0 or 1.
         where: boolean, broadcastable to (*batch, classes); True includes a class.
-        class_weight, sample_weight, ignore_index, label_smoothing, focal_gamma,
-            softcap, z_loss, reduction, check_labels, with_metrics: as in
+        class_weight, sample_weight, ignore_index, label_smoothing: as in
             `cross_entropy`.
+        focal_gamma, softcap, z_loss, reduction, check_labels, with_metrics: as there.
         temperature: as in `cross_entropy`, broadcastable to (*batch, 1).
         chunk_bytes: largest size of a chunk of float32 logits; by default that of 4096
             classes, and at least 16 and at most 128 MiB, on a GPU 512 MiB. A chunk is a
@@ -365,8 +365,8 @@ def linear_log_probs(
         axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        LogProbs(log_prob, logsumexp, entropy, top_label): log_prob of the labels'
-        shape, the others of shape (*batch); float32 for half-precision inputs,
+        A `LogProbs`, whose log_prob has the labels' shape, and the others the shape
+        (*batch); float32 for half-precision inputs,
         top_label int32 (the first of tied classes). On a mesh with explicit axes, split
         as the batch axes of ``hidden``.
 
