@@ -102,13 +102,12 @@ def count(tmp_path: Path, *arguments: str) -> list[dict]:
     return json.loads(output.read_text())["cells"]
 
 
-def test_an_entropy_reads_the_logits_once(tmp_path):
-    (row, gradient) = count(
-        tmp_path, "--only", "entropy", "--shape", "1024x1000", "--dtype", "float32"
-    )[:2]
-    assert row["operation"] == "entropy"
-    assert row["contestants"]["jaxsoft"]["passes"] < 1.05
-    assert row["of_the_best_peer"] < 1.05
+def test_a_logsumexp_reads_the_logits_once(tmp_path):
+    only = "--only", "logsumexp", "--shape", "1024x1000", "--dtype", "float32"
+    value, gradient = count(tmp_path, *only)
+    assert value["operation"] == "logsumexp"
+    assert value["contestants"]["jaxsoft"]["passes"] < 1.05
+    assert value["of_the_best_peer"] < 1.05
     assert gradient["of_the_best_peer"] < 1.05
 
 
