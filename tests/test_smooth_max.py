@@ -82,6 +82,9 @@ def scales(name: str, x: np.ndarray, t: np.ndarray, wanted: Any) -> dict[str, An
 @every_function
 def test_values_and_derivatives_to_every_digit(name, dtype, rng):
     """At the edges, and in float32 over many magnitudes."""
+    # A dozen operations. Without the compiled kernels exp turns the rounding of a shift
+    # of up to 128 into 64.
+    roundings = 16 if jaxsoft.cpu_kernels() else 64
     x = np.repeat(ROWS, len(TEMPERATURES), axis=0)
     t = np.tile(TEMPERATURES, len(ROWS))[:, None]
     if name == "smooth_min":
@@ -100,9 +103,10 @@ def test_values_and_derivatives_to_every_digit(name, dtype, rng):
     for (what, scale), a, w in zip(of_terms.items(), results, meant, strict=True):
         a, limits = a.reshape(w.shape), jnp.finfo(a.dtype)
         w = in_range(w, a.dtype, what)
-        # A dozen operations in float32, then the rounding of the result.
+        # The operations in float32, then the rounding of the result.
         own = np.where(np.isinf(w), 0, np.abs(w)) * float(limits.eps)
-        terms = np.where(scale < float(oracle.FAR) / 1000, scale, 0) * 16 * 2.0**-23
+        terms = np.where(scale < float(oracle.FAR) / 1000, scale, 0)
+        terms = terms * roundings * 2.0**-23
         floor = 1e-34 / np.maximum(np.abs(t), 1e-6) + float(limits.smallest_subnormal)
         assert_within(a, w, 0.51 * own + terms + floor, f"{name}, {dtype}: {what}")
 

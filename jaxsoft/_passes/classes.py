@@ -41,6 +41,13 @@ def _signed(logits: Logits, v: Array) -> Array:
     return _included(logits, v)
 
 
+def _over_t(logits: Logits, v: Array) -> Array:
+    """v/t, and 0 where v is, whatever t is."""
+    if logits.temperature is None:
+        return v
+    return times(v, inverse_temperature(logits.temperature))
+
+
 def _leaving(v: Array, logits: Logits) -> Array:
     """In the dtype of x, stopped at its largest number."""
     return within_range(v, logits.x.dtype).astype(logits.x.dtype)
@@ -135,8 +142,7 @@ def _write_softmax_pull(logits, g, row):
     summary, per_total = row.summary, 1 / (1 + row.summary.s)
     mean = times(summary.deviation, per_total)
     deviation = (_given(logits, g) - summary.value) - mean
-    dz = times(deviation, jnp.exp(row.d) * per_total)
-    dz = dz * inverse_temperature(logits.temperature)
+    dz = _over_t(logits, times(deviation, jnp.exp(row.d) * per_total))
     return _leaving(_signed(logits, dz), logits)
 
 
@@ -163,7 +169,7 @@ def softmax_pull(axes: Axes, logits: Logits, g: Array) -> Array:
 def _write_log_softmax_pull(logits, g, row):
     g, of = jnp.where(row.is_empty, 0, _given(logits, g)), row.summary
     dz = log_softmax_cotangent(g, row.d, of.s, of.value, of.others, times)
-    dz = dz * inverse_temperature(logits.temperature)
+    dz = _over_t(logits, dz)
     return _leaving(_signed(logits, dz), logits)
 
 
