@@ -30,7 +30,7 @@ class MissingCompilerError(Exception):
 def device(name: str) -> Any:
     """A device to compile for. To be called before JAX runs anything."""
     try:
-        return (_gpu() if name == "h200" else _tpu()).devices[0]
+        return (_gpu() if name == "h200" else tpu_topology("v5e:2x2")).devices[0]
     except Exception as error:
         raise MissingCompilerError(
             f"There is no compiler for {name} here. To install it: {INSTALL[name]}\n"
@@ -38,7 +38,8 @@ def device(name: str) -> Any:
         ) from error
 
 
-def _tpu() -> Any:
+def tpu_topology(name: str) -> Any:
+    """TPUs of this name, to compile for. To be called before JAX runs anything."""
     # What libtpu would ask a machine that has one.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
@@ -48,7 +49,7 @@ def _tpu() -> Any:
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     )
     jax.config.update("jax_platforms", "cpu")
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    return topologies.get_topology_desc(platform="tpu", topology_name=name)
 
 
 def _gpu() -> Any:

@@ -11,30 +11,20 @@ another; what stands in a loop is counted once. Nothing is run, so nothing is ti
 import argparse
 import json
 import math
-import os
 import re
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-# What libtpu would ask a machine that has one.
-os.environ.update(
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_ACCELERATOR_TYPE="v5litepod-4",
-    TPU_WORKER_HOSTNAMES="localhost",
-    TPU_WORKER_ID="0",
-    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-)
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxsoft
 from benchmarks.provenance import provenance
+from benchmarks.targets import tpu_topology
 
 RESULTS = Path(__file__).parent / "results" / "tpu_v5e.json"
 TOKENS, FEATURES = 8192, 4096
@@ -64,9 +54,7 @@ CASES = (
 
 
 def mesh_of(topology: str, tokens: int, vocabulary: int) -> Mesh:
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
-    ).devices
+    devices = tpu_topology(topology).devices
     devices = np.array(devices[: tokens * vocabulary]).reshape(tokens, vocabulary)
     return Mesh(devices, ("tokens", "vocab"), axis_types=(AxisType.Auto,) * 2)
 

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft._core.dtypes import accumulation_dtype, cast
-from jaxsoft._core.mesh import Axes, class_count, names_of
+from jaxsoft._core.mesh import Axes, class_count, names_of, varies_over
 
 # What a loss with the option ignore_index says of a mask that has one entry per row.
 IGNORE_ROWS = "To leave out a row set its label to ignore_index"
@@ -119,27 +119,23 @@ def check_split(
     axes, and those that hold rows are the same on all. The types of JAX know it, unless
     `jax.shard_map` is told not to check them."""
     for name in axes.mesh_names:
-        if name not in _varies_over(jax.lax.axis_index(name)):
+        if name not in varies_over(jax.lax.axis_index(name)):
             continue
         for which, array in of_classes.items():
-            if name not in _varies_over(array):
+            if name not in varies_over(array):
                 raise ValueError(
                     f"{function}: axis_name {name!r} must be the mesh axis over which "
                     f"the classes of {which} are split; got {which} that are the same "
                     "on all of its devices"
                 )
         for which, array in of_rows.items():
-            if name in _varies_over(array):
+            if name in varies_over(array):
                 raise ValueError(
                     f"{function}: axis_name {name!r} must be the mesh axis over which "
                     f"the classes are split; got {which} that differ over it, as over "
                     "an axis of the batch. For a mean over such an axis see "
                     "loss_weight"
                 )
-
-
-def _varies_over(array: Any) -> Any:
-    return jax.typeof(array).manual_axis_type.varying
 
 
 def as_integer(value: Any) -> int | None:
@@ -280,14 +276,10 @@ def as_labels(
             f"{function}: integer labels must have the logits' shape without the class "
             f"axis, {rows}; got labels {labels.shape} for logits {logits.shape}{hint}"
         )
-    if not is_of(labels.dtype, jnp.floating):
-        hint = ""
-        if labels.dtype == bool and labels.shape == logits.shape:
-            hint = ". For one-hot labels write labels.astype(jnp.float32)"
-        raise TypeError(
-            f"{function}: labels must be integers (class indices) or floats "
-            f"(probabilities); got dtype {labels.dtype}{hint}"
-        )
+    hint = ""
+    if labels.dtype == bool and labels.shape == logits.shape:
+        hint = ". For one-hot labels write labels.astype(jnp.float32)"
+    reject_other_labels(function, labels, hint)
     if labels.shape == logits.shape:
         _check_probabilities(function, given, logits)
         return labels, False
@@ -300,6 +292,15 @@ def as_labels(
         f"{function}: floating labels are probabilities and must have the logits' "
         f"shape {logits.shape}; got {labels.shape}{hint}"
     )
+
+
+def reject_other_labels(function: str, labels: Array, hint: str = "") -> None:
+    """What is neither class indices nor probabilities."""
+    if not is_of(labels.dtype, jnp.integer) and not is_of(labels.dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: labels must be integers (class indices) or floats "
+            f"(probabilities); got dtype {labels.dtype}{hint}"
+        )
 
 
 def _check_probabilities(function: str, labels: Any, logits: Array) -> None:

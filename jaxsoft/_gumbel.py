@@ -5,6 +5,8 @@ softmax of x + G in its place is a relaxed sample, which has a derivative; as th
 temperature goes to 0 it becomes the sample.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -24,10 +26,12 @@ from jaxsoft._checks import (
 from jaxsoft._core.dtypes import accumulation_dtype, cast
 from jaxsoft._core.logits import Logits, masked_logits, nan_where
 from jaxsoft._core.mesh import Axes
+from jaxsoft._hints import with_hints
 from jaxsoft._smooth.straight_through import straight_through
 from jaxsoft._softmax import softmax
 
 
+@with_hints
 def gumbel_softmax(
     key: Array,
     logits: ArrayLike,

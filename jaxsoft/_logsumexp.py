@@ -31,7 +31,7 @@ from jaxsoft._checks import (
     reject_options,
 )
 from jaxsoft._core.dtypes import accumulation_dtype, widened
-from jaxsoft._core.logits import is_hard, nan_where, shifted
+from jaxsoft._core.logits import is_hard, nan_where, shifted, zero_if_infinite
 from jaxsoft._core.mesh import broadcast_like, match_varying, reshard_together, row_sum
 from jaxsoft._hints import with_hints
 from jaxsoft._passes.classes import to_classes
@@ -323,7 +323,7 @@ def _weighted_pullback(axes, logits, b, kept, cotangents):
     if logits.temperature is not None:
         db = product(db, logits.temperature)
         d = shifted(z, m, row.t)
-        p_d = p * jnp.where(jnp.isinf(d), 0, d)
+        p_d = p * zero_if_infinite(d)
         finite_log = jnp.where(total == 0, 0, log_total)
         dtemperature = product(g, finite_log - row.sum(p_d))
     return dx, dtemperature, db.astype(b.dtype)
@@ -408,7 +408,7 @@ def _exp_times_log(v):
     series = jnp.zeros_like(v)
     for k in range(terms, 1, -1):
         series = series * small + (k - 1) / math.factorial(k)
-    direct = jnp.exp(v) * (jnp.where(jnp.isinf(v), 0, v) - 1) + 1
+    direct = jnp.exp(v) * (zero_if_infinite(v) - 1) + 1
     return jnp.where(is_small, small**2 * series, direct)
 
 

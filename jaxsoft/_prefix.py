@@ -17,6 +17,8 @@ the rounding of L: 6e-5 at L = 1000. With u_i = sum_j p_ij (z_j - m_i)/t,
     dL_i/dtau = log(1 + s_i) - u_i, the entropy of the prefix.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -33,11 +35,13 @@ from jaxsoft._checks import (
     as_temperature,
 )
 from jaxsoft._core.dtypes import widened
+from jaxsoft._hints import with_hints
 from jaxsoft._passes.prefixes import prefix_summary, suffix_sum
 from jaxsoft._passes.product import product
 from jaxsoft._row import Row, logits_of, row_rule
 
 
+@with_hints
 def logcumsumexp(
     x: ArrayLike,
     axis: int = 0,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft._autodiff import with_jvp
+from jaxsoft._checks import kept_shape
 from jaxsoft._core.logits import (
     Logits,
     exact_at_maximum,
@@ -39,8 +40,8 @@ def logits_of(
     derivative is then JAX's own.
     """
     if temperature is not None:
-        kept = [1 if i in axes.dims else n for i, n in enumerate(x.shape)]
-        temperature = reshard_like(jnp.broadcast_to(temperature, kept), x)
+        kept = jnp.broadcast_to(temperature, kept_shape(x.shape, axes))
+        temperature = reshard_like(kept, x)
     x, temperature = match_varying(axes, x, temperature)
     return Logits(x, where, temperature)
 

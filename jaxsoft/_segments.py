@@ -7,6 +7,8 @@ of the segment,
     L_k = sigma (m + t log(1 + s))        p_i = e_i / (1 + s)
 """
 
+from __future__ import annotations
+
 import functools
 import math
 
@@ -33,12 +35,15 @@ from jaxsoft._core.logits import (
     is_maximum,
     log_softmax_cotangent,
     times_log,
+    zero_if_infinite,
 )
 from jaxsoft._grouped import Grouped, Segments, grouped
+from jaxsoft._hints import with_hints
 from jaxsoft._passes.product import product
 from jaxsoft._row import row_rule
 
 
+@with_hints
 def segment_logsumexp(
     x: ArrayLike,
     segment_ids: ArrayLike,
@@ -96,13 +101,11 @@ def segment_logsumexp(
         >>> print(jaxsoft.segment_logsumexp(x, segment_ids, 3).round(4))
         [2.3133   -inf 5.    ]
     """
-    arguments = _checked(
-        *("segment_logsumexp", x, segment_ids, num_segments, where),
-        *(indices_are_sorted, temperature),
-    )
-    return _segment_logsumexp_jit(*arguments)
+    arguments = x, segment_ids, num_segments, where, indices_are_sorted, temperature
+    return _segment_logsumexp_jit(*_checked("segment_logsumexp", *arguments))
 
 
+@with_hints
 def segment_softmax(
     x: ArrayLike,
     segment_ids: ArrayLike,
@@ -151,13 +154,11 @@ def segment_softmax(
         >>> print(jaxsoft.segment_softmax(x, segment_ids, 3))
         [0.5 0.5 1. ]
     """
-    arguments = _checked(
-        *("segment_softmax", x, segment_ids, num_segments, where),
-        *(indices_are_sorted, temperature),
-    )
-    return _segment_softmax_jit(*arguments)
+    arguments = x, segment_ids, num_segments, where, indices_are_sorted, temperature
+    return _segment_softmax_jit(*_checked("segment_softmax", *arguments))
 
 
+@with_hints
 def segment_log_softmax(
     x: ArrayLike,
     segment_ids: ArrayLike,
@@ -207,11 +208,8 @@ def segment_log_softmax(
         >>> print(jaxsoft.segment_log_softmax(x, segment_ids, 2))
         [-2.0611537e-09 -2.0000000e+01  0.0000000e+00]
     """
-    arguments = _checked(
-        *("segment_log_softmax", x, segment_ids, num_segments, where),
-        *(indices_are_sorted, temperature),
-    )
-    return _segment_log_softmax_jit(*arguments)
+    arguments = x, segment_ids, num_segments, where, indices_are_sorted, temperature
+    return _segment_log_softmax_jit(*_checked("segment_log_softmax", *arguments))
 
 
 def _checked(name, x, segment_ids, num_segments, where, indices_are_sorted, tau):
@@ -344,7 +342,7 @@ def _softmax_pullback(segments, logits, ids, kept, g):
         return of.to_x(dz), None, None
     dz = product(dz, inverse_temperature(of.logits.temperature))
     d = of.d
-    dt = -of.sum(product(dz, jnp.where(jnp.isinf(d), 0, d)))
+    dt = -of.sum(product(dz, zero_if_infinite(d)))
     return of.to_x(dz), of.sign * dt, None
 
 

@@ -25,6 +25,7 @@ from jaxsoft._checks import (
     as_sample_weight,
     as_scalar,
     is_of,
+    reduced_shape,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import Axes, names_of, varying
@@ -387,7 +388,7 @@ def _of_rows(arguments, layout, call):
     whether it counts, and an array of the rows' shape and the losses' dtype."""
     function, axes = call.function.__name__, Axes(layout.axes, call.split.class_names)
     shape, dtype = _logits_here(arguments)
-    rows = tuple(n for i, n in enumerate(shape) if i not in layout.axes)
+    rows = reduced_shape(shape, axes)
     like, where, counted = jnp.zeros(rows, dtype), arguments["where"], None
     if where is not None:
         where = jnp.expand_dims(where, range(len(shape) - where.ndim))

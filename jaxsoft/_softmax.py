@@ -27,7 +27,7 @@ from jaxsoft._checks import (
     reject_options,
 )
 from jaxsoft._core.dtypes import accumulation_dtype, cast, widened
-from jaxsoft._core.logits import masked_logits, shifted, size_of
+from jaxsoft._core.logits import masked_logits, shifted, size_of, zero_if_infinite
 from jaxsoft._core.mesh import row_sum
 from jaxsoft._hints import with_hints
 from jaxsoft._passes import classes as passes
@@ -122,7 +122,7 @@ def _softmax_pullback(axes, logits, m, g):
     wide, to_x = _in_dtype_of_sums(logits)
     dx = passes.softmax_pull(axes, wide, widened(g, wide.x.dtype))
     d = shifted(masked_logits(wide), m, size_of(logits.temperature))
-    dtemperature = -row_sum(product(dx, jnp.where(jnp.isinf(d), 0, d)), axes)
+    dtemperature = -row_sum(product(dx, zero_if_infinite(d)), axes)
     return to_x(dx)[0], dtemperature
 
 

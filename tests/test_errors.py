@@ -371,6 +371,18 @@ def test_every_raise_has_a_case():
     assert without_case == []
 
 
+OF_NO_ARRAYS = {"LogProbs", "LossMetrics", "cpu_kernels", "use_cpu_kernels"}
+OF_FUNCTIONS = {"shard_vocab", "straight_through", "with_jvp"}
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*jaxsoft.__all__} - OF_NO_ARRAYS - OF_FUNCTIONS)
+)
+def test_every_function_says_what_is_no_argument_of_it(name):
+    with pytest.raises(TypeError, match=f"^{name}: there is no argument 'dims'; "):
+        getattr(jaxsoft, name)(dims=0)
+
+
 def test_array_values_never_raise():
     """What is wrong in a value has a documented result, under jit and outside of it."""
     for call in (

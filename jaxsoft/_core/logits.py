@@ -129,7 +129,7 @@ def _shifted_jvp(primals, tangents):
     d_dot = z_dot - m_dot
     if temperature is not None:
         size_dot = jnp.sign(temperature) * temperature_dot
-        d_dot = d_dot - jnp.where(jnp.isinf(d), 0, d) * size_dot
+        d_dot = d_dot - zero_if_infinite(d) * size_dot
         d_dot = d_dot * inverse_temperature(temperature)
     return d, jnp.where(jnp.isinf(z), 0, d_dot)
 
@@ -154,10 +154,10 @@ def exact_exp_shifted(z: Array, m: Array, temperature: Array | None) -> Array:
 
 def _rounding_of_shifted(z, m, d, temperature):
     m = jnp.where(jnp.isneginf(m), 0, m)
+    finite = jnp.isfinite(z - m)
+    z, m = (jnp.where(finite, v, 0) for v in (z, m))
     rounding = rounding_of_difference(z, m, z - m)
-    if temperature is None:
-        rounding = jnp.where(z == jnp.inf, 0, rounding)
-    else:
+    if temperature is not None:
         rounding = rounding + _remainder(z - m, d, jnp.abs(temperature))
         rounding = rounding * inverse_temperature(temperature)
     return jax.lax.stop_gradient(rounding)
@@ -175,9 +175,7 @@ exact_exp_shifted.defjvp(functools.partial(_exp_jvp, exact_exp_shifted))
 
 
 def rounding_of_difference(a: Array, b: Array, difference: Array) -> Array:
-    """What a - b lacks, exactly: Knuth's TwoSum. 0 where it is infinite."""
-    finite = jnp.isfinite(difference)
-    a, b, difference = (jnp.where(finite, v, 0) for v in (a, b, difference))
+    """What a - b lacks, exactly: Knuth's TwoSum. Of finite numbers."""
     back = difference - a
     return (a - (difference - back)) - (b + back)
 
@@ -216,6 +214,12 @@ def override_primal(value: Array | float, where: Array | bool, v: Array) -> Arra
     """v; where that is true the value, with the derivative of v."""
     finite = jnp.where(where, v, 0)
     return jnp.where(where, value + (finite - jax.lax.stop_gradient(finite)), v)
+
+
+def zero_if_infinite(v: Array) -> Array:
+    """v, with 0 in place of an infinity: one such row would fill with it the derivative
+    of what many rows share."""
+    return jnp.where(jnp.isinf(v), 0, v)
 
 
 def nan_where(where: Array, dtype: DTypeLike) -> Array:

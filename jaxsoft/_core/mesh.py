@@ -185,26 +185,28 @@ def match_varying(axes: Axes, arrays: Any, rows: Any) -> tuple[Any, Any]:
     before the rule sees it, and the transpose of the cast is the sum over devices.
     """
     leaves = jax.tree.leaves((arrays, rows))
-    union = frozenset().union(*map(_varies_over, leaves), axes.mesh_names)
+    union = frozenset().union(*map(varies_over, leaves), axes.mesh_names)
     if not union:
         return arrays, rows
     of_rows = union.difference(axes.mesh_names)
     return varying(arrays, union), varying(rows, of_rows)
 
 
-def _varies_over(v) -> frozenset[Hashable]:
+def varies_over(v: Any) -> frozenset[Hashable]:
+    """The mesh axes over which the devices hold different values, inside
+    `jax.shard_map`, by the type of v."""
     return jax.typeof(v).manual_axis_type.varying
 
 
 def varying_like(v: Array, like: Array) -> Array:
-    return varying(v, _varies_over(like))
+    return varying(v, varies_over(like))
 
 
 def varying(tree: Any, mesh_names: Iterable[Hashable]) -> Any:
     """The same numbers, typed to vary over these mesh axes too."""
 
     def cast(v):
-        missing = tuple(sorted(set(mesh_names) - _varies_over(v), key=str))
+        missing = tuple(sorted(set(mesh_names) - varies_over(v), key=str))
         if not missing:
             return v
         return jax.lax.pcast(v, missing, to="varying")

@@ -98,7 +98,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, plan):
     logits, to_given = logits_of_chunk(hidden, tokens, chunk, softcap, plan)
     row = Row(AXES, logits, of_rows.summary.m, of_rows.summary.s)
     label = chunk_label(chunk, tokens)
-    dx, variance, dspread_weight = _cotangent_of_logits(row, label, of_rows, chunk)
+    dx, variance, duniform_weight = _cotangent_of_logits(row, label, of_rows, chunk)
     dx, dsoftcap = to_given(dx)
 
     factors = narrowed(dx, jnp.promote_types(hidden.dtype, chunk.weight.dtype))
@@ -108,12 +108,12 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, plan):
     pair = (factors, hidden) if classes_axis == 0 else (hidden, factors)
     dweight = matrix_product(*pair, (0, 0), dx.dtype)
     dbias = None if chunk.bias is None else jnp.sum(dx, 0)
-    return Head(dweight, dbias, dspread_weight, dsoftcap), (dhidden, variance)
+    return Head(dweight, dbias, duniform_weight, dsoftcap), (dhidden, variance)
 
 
 def _cotangent_of_logits(row, label, of_rows, chunk):
     summary, scale, at_label, g, k, a = of_rows
-    variance, dspread_weight = jnp.zeros_like(row.m), None
+    variance, duniform_weight = jnp.zeros_like(row.m), None
     if g is None:
         dx = to_classes(
             AXES,
@@ -130,13 +130,13 @@ def _cotangent_of_logits(row, label, of_rows, chunk):
         w = included(chunk.uniform_weight, row)
         dz, dw = uniform_cotangents(row, w, summary, k)
         dx = dx + row.to_x(dz)
-        dspread_weight = jnp.sum(dw, 0)
+        duniform_weight = jnp.sum(dw, 0)
     if a is not None:
         p, u = row.p, -summary.e_d / (1 + row.s)
         surprise = jnp.where(p == 0, 0, exact_at_maximum(row.d, row.s) + u)
         dx = dx + row.to_x(product(a, -p * surprise * row.per_t))
         variance = jnp.sum(p * surprise**2, 1, keepdims=True)
-    return dx, variance, dspread_weight
+    return dx, variance, duniform_weight
 
 
 # With g_k for each of K labels, gamma_c their sum at class c and G over all of them,

@@ -27,7 +27,7 @@ from jaxsoft._checks import (
     is_of,
 )
 from jaxsoft._core.dtypes import accumulation_dtype
-from jaxsoft._core.logits import Logits, masked_logits, nan_where
+from jaxsoft._core.logits import Logits, masked_logits, nan_where, zero_if_infinite
 from jaxsoft._elementwise import log1p_exp, rule_from_partials
 from jaxsoft._hints import with_hints
 from jaxsoft._logsumexp import logsumexp
@@ -414,15 +414,11 @@ def _weighted_gap(weight, gap):
     return weight * jnp.where(weight == 0, jnp.clip(gap, -1, 1), gap)
 
 
-def _finite(v):
-    return jnp.where(jnp.isinf(v), 0, v)
-
-
 # At an infinite similarity 0: of two such pairs forward mode would add infinities of
 # either sign.
 rule_from_partials(
     _scaled_gap,
-    lambda scale, weight, gap: _finite(_weighted_gap(weight, gap)),
-    lambda scale, weight, gap: scale * _finite(gap),
-    lambda scale, weight, gap: scale * _finite(weight),
+    lambda scale, weight, gap: zero_if_infinite(_weighted_gap(weight, gap)),
+    lambda scale, weight, gap: scale * zero_if_infinite(gap),
+    lambda scale, weight, gap: scale * zero_if_infinite(weight),
 )

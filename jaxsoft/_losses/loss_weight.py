@@ -19,6 +19,7 @@ from jaxsoft._checks import (
     as_sample_weight,
     is_of,
     reduced_shape,
+    reject_other_labels,
 )
 from jaxsoft._hints import with_hints
 from jaxsoft._losses.per_row import (
@@ -84,12 +85,8 @@ def loss_weight(
     """
     name = "loss_weight"
     labels = as_array(name, "labels", labels)
+    reject_other_labels(name, labels)
     are_indices = is_of(labels.dtype, jnp.integer)
-    if not (are_indices or is_of(labels.dtype, jnp.floating)):
-        raise TypeError(
-            f"{name}: labels must be integers (class indices) or floats "
-            f"(probabilities); got dtype {labels.dtype}"
-        )
     rows = labels.shape
     if not are_indices:
         rows = reduced_shape(rows, as_axes(name, axis, labels.ndim))

@@ -31,6 +31,7 @@ from jaxsoft._core.logits import (
     nan_where,
     over_temperature,
     shifted,
+    zero_if_infinite,
 )
 from jaxsoft._core.mesh import broadcast_like, reshard_like
 from jaxsoft._elementwise import capped
@@ -106,7 +107,7 @@ def _probability_pullback(axes, logits, targets, w, softcap, _, summary, cotange
     d = row.d
     dz = -log_softmax_cotangent(q, d, row.s, summary.value, summary.others)
     dz = product(g, dz * row.per_t) + product(h, row.p * row.per_t)
-    dtargets = to_targets(product(g, _finite(jnp.log1p(row.s) - d)))[0]
+    dtargets = to_targets(product(g, zero_if_infinite(jnp.log1p(row.s) - d)))[0]
     dw = None
     if w is not None:
         weights = included(w, row)
@@ -292,7 +293,7 @@ def uniform_cotangents(
     sure = (total - w) * (1 + s) - total * (s + (1 - e))
     dz = jnp.where(e > s + (1 - e), sure, total * e - w * (1 + s))
     dz = product(k, dz * (row.per_t / (1 + s)))
-    return dz, _unmasked(product(k, _finite(jnp.log1p(s) - d)), row)
+    return dz, _unmasked(product(k, zero_if_infinite(jnp.log1p(s) - d)), row)
 
 
 def temperature_cotangent(
@@ -301,10 +302,10 @@ def temperature_cotangent(
     if row.t is None:
         return None
     u = -summary.e_d / (1 + row.s)
-    m_over_t = _finite(row.m) * row.per_t
-    dt = product(h, u - _finite(m_over_t))
+    m_over_t = zero_if_infinite(row.m) * row.per_t
+    dt = product(h, u - zero_if_infinite(m_over_t))
     if summary.logit is not None:
-        of_labels = product(g, _finite(d_of_label(row, summary) + u))
+        of_labels = product(g, zero_if_infinite(d_of_label(row, summary) + u))
         dt = dt + _sum_to_shape(of_labels, dt)
     else:
         dt = dt + product(g, _slope_of_coefficients(row, summary, 0, u))
@@ -316,10 +317,4 @@ def temperature_cotangent(
 def _slope_of_coefficients(row, summary, i, u):
     """sum_c q_c (d_c + U)."""
     below = over_temperature(summary.below[i], row.t)
-    return _finite(below) + summary.total[i] * u
-
-
-def _finite(v):
-    """0 in place of an infinity: one such row would fill with it the derivative of what
-    many rows share."""
-    return jnp.where(jnp.isinf(v), 0, v)
+    return zero_if_infinite(below) + summary.total[i] * u

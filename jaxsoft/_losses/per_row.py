@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array, export
 from jax.experimental import checkify
 
+from jaxsoft._checks import reduced_shape
+from jaxsoft._core.logits import zero_if_infinite
 from jaxsoft._core.mesh import (
     Axes,
     class_count,
@@ -134,9 +136,7 @@ def included_classes(where: Array | None, shape: tuple[int, ...], axes: Axes) ->
     ]
     included = jnp.broadcast_to(where, over_classes)
     count = jnp.squeeze(row_sum(included, axes, jnp.int32), axes.dims)
-    return jnp.broadcast_to(
-        count, [n for i, n in enumerate(shape) if i not in axes.dims]
-    )
+    return jnp.broadcast_to(count, reduced_shape(shape, axes))
 
 
 def local_weight(
@@ -301,7 +301,7 @@ def times_loss(weight: Array, loss: Array) -> Array:
 
 rule_from_partials(
     times_loss,
-    lambda weight, loss: jnp.where(jnp.isinf(loss), 0, loss),
+    lambda weight, loss: zero_if_infinite(loss),
     lambda weight, loss: weight,
 )
 
@@ -316,7 +316,7 @@ def weighted(weight: Array, loss: Array) -> Array:
 @weighted.defjvp
 def _weighted_jvp(primals, tangents):
     (weight, loss), (weight_dot, loss_dot) = primals, tangents
-    finite = jnp.where(jnp.isinf(loss), 0, loss)
+    finite = zero_if_infinite(loss)
     loss_dot = jnp.where(weight == 0, 0, loss_dot)
     return weighted(*primals), product(weight_dot, finite) + product(loss_dot, weight)
 
@@ -341,13 +341,13 @@ def _slope_of_focal(nll, gamma):
     tiny = nll < jnp.finfo(nll.dtype).tiny
     some = jnp.where(tiny, 1, nll)
     # p r, which is 0 where the loss is infinite.
-    p_r = jnp.where(jnp.isinf(some), 0, some) / jnp.expm1(some)
+    p_r = zero_if_infinite(some) / jnp.expm1(some)
     return _power_of_rest(nll, gamma) * (1 + gamma * jnp.where(tiny, 1, p_r))
 
 
 def _log_of_rest(nll, gamma):
     rest = -jnp.expm1(-nll)
-    finite = jnp.where(jnp.isinf(nll), 0, nll)
+    finite = zero_if_infinite(nll)
     log_rest = jnp.log(jnp.where(rest == 0, 1, rest))
     return _power_of_rest(nll, gamma) * finite * log_rest
 
@@ -376,5 +376,5 @@ def _mean_loss_jvp(primals, tangents):
     mean = mean_loss(total, total_weight)
     empty = total_weight == 0
     share = jnp.where(empty, 0, 1 / jnp.where(empty, 1, total_weight))
-    finite_mean = jnp.where(jnp.isinf(mean), 0, mean)
+    finite_mean = zero_if_infinite(mean)
     return mean, share * (total_dot - finite_mean * weight_dot)

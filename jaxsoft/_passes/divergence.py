@@ -36,9 +36,11 @@ from jaxsoft._core.logits import (
     is_maximum,
     masked_logits,
     override_primal,
+    rounding_of_difference,
     shifted,
     sign_of,
     size_of,
+    zero_if_infinite,
 )
 from jaxsoft._core.mesh import Axes, device_sum, row_sum
 from jaxsoft._passes import native
@@ -107,7 +109,7 @@ class Compared(NamedTuple):
 def _reduced(logits: Logits, m: Array, s: Array) -> Reduced:
     z, t = masked_logits(logits), size_of(logits.temperature)
     half = jnp.where(jnp.isinf(z) | jnp.isinf(m), 0, z) / 2
-    half_m = jnp.where(jnp.isinf(m), 0, m) / 2
+    half_m = zero_if_infinite(m) / 2
     return Reduced(half, half_m, shifted(z, m, t), exp_shifted(z, m, t), s)
 
 
@@ -136,14 +138,10 @@ def _log_ratio(x: Reduced, y: Reduced, temperature: Array | None) -> Array:
 
 
 def _difference(a: Array, b: Array) -> tuple[Array, Array]:
-    """a - b of two halves, and what this lacks: Knuth's TwoSum.
-
-    Not `rounding_of_difference`: the difference of halves is finite, and the choices
-    that guard it there end the one kernel of a block.
-    """
+    """a - b of two halves, which is finite, and what this lacks. A choice between
+    numbers here would end the one kernel of a block."""
     difference = a - b
-    back = difference - a
-    rounding = (a - (difference - back)) - (b + back)
+    rounding = rounding_of_difference(a, b, difference)
     return difference, jax.lax.stop_gradient(rounding)
 
 
@@ -153,7 +151,7 @@ def _over_temperature(gap, x, y, temperature):
     if temperature is not None:
         by_d = by_d | is_hard(temperature)
         gap = jnp.where(by_d, 0, gap) * inverse_temperature(temperature)
-    return jnp.where(by_d, y.d - jnp.where(jnp.isinf(x.d), 0, x.d), gap)
+    return jnp.where(by_d, y.d - zero_if_infinite(x.d), gap)
 
 
 # As p exp(delta) = q, a class with p = 0 keeps its q. The last bits of the general form
@@ -270,9 +268,9 @@ def _reduced_in_block(axes, logits, row):
     d = jnp.where(row.d <= -largest, -jnp.inf, row.d)
     if logits.x.dtype.itemsize < 4:
         # A difference of theirs is exact, unless one is 2^13 times the other.
-        half, half_m = jnp.where(jnp.isinf(d), 0, d) / 2, jnp.zeros_like(row.summary.s)
+        half, half_m = zero_if_infinite(d) / 2, jnp.zeros_like(row.summary.s)
     else:
-        half = jnp.where(jnp.isinf(logits.x), 0, logits.x) / 2
+        half = zero_if_infinite(logits.x) / 2
         half_m = jnp.max(jnp.where(d == 0, half, -largest), axes.dims, keepdims=True)
     return Reduced(half, half_m, d, jnp.exp(d), row.summary.s)
 
@@ -324,7 +322,7 @@ def _slopes(axes, rows, of):
     if rows.temperature is None:
         return in_x, in_y, None
     per_t = inverse_temperature(rows.temperature)
-    d, b = (jnp.where(jnp.isinf(v.d), 0, v.d) for v in (x, y))
+    d, b = (zero_if_infinite(v.d) for v in (x, y))
     both = jnp.sum(in_x * d + in_y * b, axes.dims, keepdims=True)
     in_t = -sign_of(rows.temperature) * both
     return in_x * per_t, in_y * per_t, in_t * per_t

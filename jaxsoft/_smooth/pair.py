@@ -36,6 +36,7 @@ from jaxsoft._core.logits import (
     is_negative,
     sign_of,
     times_log,
+    zero_if_infinite,
 )
 from jaxsoft._elementwise import rule_from_partials
 
@@ -116,7 +117,7 @@ rule_from_partials(
     lambda x, y, tau: reciprocal(tau),
     lambda x, y, tau: -reciprocal(tau),
     lambda x, y, tau: within_range(
-        -_without_infinities(gap(x, y, tau)) * reciprocal(tau), x.dtype
+        -zero_if_infinite(gap(x, y, tau)) * reciprocal(tau), x.dtype
     ),
 )
 rule_from_partials(
@@ -147,7 +148,3 @@ rule_from_partials(
         -times_log(_slope_change(x, y, tau), gap(x, y, tau)) * reciprocal(tau)
     ),
 )
-
-
-def _without_infinities(u):
-    return jnp.where(jnp.isinf(u), 0, u)
