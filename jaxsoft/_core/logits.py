@@ -234,7 +234,7 @@ def times_log(p: Array, d: Array) -> Array:
     return p * jnp.where(p == 0, 0, d)
 
 
-def times(a: Array, b: Array) -> Array:
+def times(a: Array, b: Array | float) -> Array:
     """a b, and 0 where a is 0, whatever b is."""
     return a * jnp.where(a == 0, 0, b)
 
