@@ -8,57 +8,54 @@ from collections.abc import Mapping
 from benchmarks.cells import Cell, Contestant
 
 # The threads of some peers spin for a while after their work, and slow down the next.
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.012
+MOST_ROUNDS = 150
+FEWEST_ROUNDS = 5
+# A run that takes less is repeated, since it follows the pause in a cold cache.
+SHORT_SECONDS = 2e-4
+REPETITIONS = 5
 
 
 def medians(
-    contestants: Mapping[str, Contestant], rounds: int, seed: int = 0
+    contestants: Mapping[str, Contestant], seconds: float, seed: int = 0
 ) -> dict[str, float]:
-    """Median seconds of a run, after two that warm up."""
-    order = random.Random(seed)
+    """Median seconds of a run; as many as some seconds hold, after two to warm up."""
+    shuffle = random.Random(seed)
+    once = {name: [_timed(c), _timed(c)][1] for name, c in contestants.items()}
+    repetitions = 1 if max(once.values()) > SHORT_SECONDS else REPETITIONS
+    of_a_round = repetitions * sum(once.values()) + PAUSE_SECONDS * len(once)
+    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / of_a_round)))
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(-2, rounds):
-        for name in order.sample(list(contestants), len(contestants)):
-            contestant = contestants[name]
-            contestant.prepare()
+    for _ in range(rounds):
+        for name in shuffle.sample(list(contestants), len(contestants)):
             time.sleep(PAUSE_SECONDS)
-            start = time.perf_counter()
-            contestant.run()
-            if turn >= 0:
-                times[name].append(time.perf_counter() - start)
+            times[name] += [_timed(contestants[name]) for _ in range(repetitions)]
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measured(cell: Cell, rounds: int) -> dict:
+def _timed(contestant: Contestant) -> float:
+    start = time.perf_counter()
+    contestant.run()
+    return time.perf_counter() - start
+
+
+def measured(cell: Cell, seconds: float) -> dict:
     """What the results file says of a cell."""
-    seconds = medians(cell.contestants, rounds)
-    peers = {
-        name: value
-        for name, value in seconds.items()
-        if not name.startswith(("jaxsoft", "floor"))
-    }
+    contestants = cell.make()
+    of = medians(contestants, seconds)
+    peers = {name: value for name, value in of.items() if name != "jaxsoft"}
     fastest = min(peers, key=peers.__getitem__)
+    compiled = {k: c for k, c in contestants.items() if c.compile_seconds is not None}
     return {
         "operation": cell.operation,
         "shape": cell.shape,
         "dtype": cell.dtype,
-        "milliseconds": {name: round(1e3 * v, 5) for name, v in seconds.items()},
+        "milliseconds": {name: round(1e3 * v, 5) for name, v in of.items()},
         "fastest_peer": fastest,
-        "times_the_fastest_peer": round(peers[fastest] / seconds["jaxsoft"], 3),
-        "times_the_floor": round(seconds["jaxsoft"] / seconds["floor"], 2),
-        "compiled": {
-            name: compiled_facts(contestant)
-            for name, contestant in cell.contestants.items()
-            if contestant.compiled is not None
+        "times_the_fastest_peer": round(peers[fastest] / of["jaxsoft"], 3),
+        "times": {name: round(v / of["jaxsoft"], 3) for name, v in peers.items()},
+        "compile_seconds": {
+            k: round(c.compile_seconds, 3) for k, c in compiled.items()
         },
-    }
-
-
-def compiled_facts(contestant: Contestant) -> dict[str, float]:
-    costs = contestant.compiled.cost_analysis() or {}
-    memory = contestant.compiled.memory_analysis()
-    return {
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "bytes_accessed": costs.get("bytes accessed"),
-        "flops": costs.get("flops"),
+        "temporary_bytes": {k: c.temporary_bytes for k, c in compiled.items()},
     }

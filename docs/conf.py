@@ -4,6 +4,9 @@ import re
 import shutil
 from pathlib import Path
 
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+
 import jaxsoft
 
 HERE = Path(__file__).parent
@@ -43,6 +46,8 @@ html_title = f"jaxsoft {release}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_show_sphinx = False
+# Formulas are MathML, which browsers draw without a script and without a network.
+html_math_renderer = "mathml"
 
 
 def readable(app, what, name, obj, options, lines):
@@ -60,6 +65,19 @@ def readable(app, what, name, obj, options, lines):
     lines[:] = text.split("\n")
 
 
+def inline_math(translator, node):
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def displayed_math(translator, node):
+    formula = convert(node.astext(), display="block")
+    translator.body.append(f'<div class="math">{formula}</div>')
+    raise SkipNode
+
+
 def setup(app):
+    inline, displayed = (inline_math, None), (displayed_math, None)
+    app.add_html_math_renderer("mathml", inline, displayed)
     # Before Napoleon, whose priority is 500.
     app.connect("autodoc-process-docstring", readable, priority=400)

@@ -24,15 +24,16 @@ float64), on rows of 2, 3, 17 and 300 classes, of offsets from -1000 to 10000, o
 from 0.1 to 100, and with one class above all others by 5 to 80: {rows} rows in all.
 
 - **worst** and **median**: the error in units in the last place (ulp) of the logits'
-  dtype, whatever the dtype of the result. In float32 one ulp is about 1e-7 of the number,
-  and 1.7e+07 ulp are a number without one right digit.
-- **wrong**: of how many numbers in a hundred the error is more than 1e-5 of the number,
-  and more than one ulp.
+  dtype, whatever the dtype of the result. In float32 one ulp is about 1e-7 of the
+  number, and 1.7e+07 ulp are a number without one right digit.
+- **wrong**: of how many numbers in a hundred the error is more than 1e-5 of the
+  number, and more than one ulp.
 - An empty cell: the library has no such function.
 
-Not counted is what the dtype holds with few digits: numbers below 1e-36, in float16 below
-6e-5, in float64 below 1e-300. The gradients of entropy and KL divergence are differences
-that cancel: `tests/test_precision.py` measures the former in roundings of its terms.
+Not counted is what the dtype holds with few digits: numbers below 1e-36, in float16
+below 6e-5, in float64 below 1e-300. The gradients of entropy and KL divergence are
+differences that cancel: `tests/test_precision.py` measures the former in roundings of
+its terms.
 
 """
 

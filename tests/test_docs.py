@@ -112,9 +112,20 @@ def test_every_code_block_is_executed(path):
 
 @in_a_checkout
 def test_the_readme_names_every_function():
-    table = README.read_text().split("## The API")[1].split("##")[0]
-    missing = [name for name in jaxsoft.__all__ if f"`{name}" not in table]
-    assert missing == []
+    functions = README.read_text().split("## Functions")[1].split("##")[0]
+    assert [name for name in FUNCTIONS if f"`{name}`" not in functions] == []
+
+
+@in_a_checkout
+def test_the_first_page_names_everything():
+    tables = (ROOT / "docs/index.md").read_text().split("## Functions")[1]
+    named = set(re.findall(r"`~jaxsoft\.(\w+)`", tables))
+    assert named == set(jaxsoft.__all__)
+
+
+@in_a_checkout
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 120
 
 
 @in_a_checkout
@@ -197,14 +208,12 @@ def shown(cell: Callable[[], Any]) -> str:
 
 def readme_table() -> dict[str, dict[str, str]]:
     """{column: {row: cell}} of the table that compares numbers."""
-    lines = README.read_text().split("## What it adds")[1].splitlines()
-    rows = [
+    section = README.read_text().split("## Where others differ")[1].split("##")[0]
+    header, _, *body = (
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in lines
+        for line in section.splitlines()
         if line.startswith("|")
-    ]
-    end = [row[0] for row in rows].index("promise")
-    header, _, *body = rows[:end]
+    )
     return {c: {row[0]: row[i] for row in body} for i, c in enumerate(header) if c}
 
 
