@@ -42,7 +42,7 @@ from jaxsoft._softmax import entropy as entropy
 from jaxsoft._softmax import log_softmax as log_softmax
 from jaxsoft._softmax import softmax as softmax
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LogProbs",
