@@ -11,9 +11,10 @@ from benchmarks.cells import Cell, Contestant
 PAUSE_SECONDS = 0.012
 MOST_ROUNDS = 150
 FEWEST_ROUNDS = 5
-# A run that takes less is repeated, since it follows the pause in a cold cache.
-SHORT_SECONDS = 2e-4
-REPETITIONS = 5
+# A run after the pause wakes its threads, and is not counted; those that follow are, as
+# many as there is time for. In a training loop no thread sleeps.
+TURN_SECONDS = 4e-3
+MOST_OF_A_TURN = 10
 
 
 def medians(
@@ -22,14 +23,16 @@ def medians(
     """Median seconds of a run; as many as some seconds hold, after two to warm up."""
     shuffle = random.Random(seed)
     once = {name: [_timed(c), _timed(c)][1] for name, c in contestants.items()}
-    repetitions = 1 if max(once.values()) > SHORT_SECONDS else REPETITIONS
-    of_a_round = repetitions * sum(once.values()) + PAUSE_SECONDS * len(once)
+    slowest = max(once.values())
+    counted = max(1, min(MOST_OF_A_TURN, int(TURN_SECONDS / slowest)))
+    of_a_round = (counted + 1) * sum(once.values()) + PAUSE_SECONDS * len(once)
     rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / of_a_round)))
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name in shuffle.sample(list(contestants), len(contestants)):
             time.sleep(PAUSE_SECONDS)
-            times[name] += [_timed(contestants[name]) for _ in range(repetitions)]
+            _timed(contestants[name])
+            times[name] += [_timed(contestants[name]) for _ in range(counted)]
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -1,6 +1,8 @@
-"""JAX's flags that look for NaN and infinities raise at none that no result has.
+"""JAX's flags that look for NaN and infinities raise at none that no result has, and
+that for leaked tracers finds none.
 
 With jit they look at the results of compiled functions, without it at every step.
+Strict promotion of dtypes and ranks is on in all tests (`conftest`).
 """
 
 import contextlib
@@ -16,6 +18,7 @@ MODES: dict[str, tuple[Callable[..., Any], ...]] = {
     "nans": (jax.debug_nans,),
     "nans, without jit": (jax.debug_nans, jax.disable_jit),
     "infs": (jax.debug_infs,),
+    "leaks": (jax.checking_leaks,),
 }
 
 
@@ -32,5 +35,5 @@ def test_flags_raise_at_nothing(law: Law, mode):
         return  # the infinities of the function itself, as of log 0
     with contextlib.ExitStack() as stack:
         for flag in MODES[mode]:
-            stack.enter_context(flag(True))
+            stack.enter_context(flag() if flag is jax.checking_leaks else flag(True))
         (of if jax.disable_jit in MODES[mode] else jax.jit(of))(given, cotangent)

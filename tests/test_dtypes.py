@@ -1,22 +1,23 @@
 """One rule for dtypes, in all functions and for every argument.
 
-What is computed on (logits, targets, weights in a logsumexp, hidden states, the head)
-decides on the dtype of the result; options, as a temperature, do not. Integers count as
-float32. Losses are float32 where that is half precision. A gradient has the dtype of
-its argument.
+What is computed on (logits, targets, weights in a logsumexp, positions, hidden states,
+the head) decides on the dtype of the result: the widest of them does. Options, as a
+temperature, do not. Integers count as float32. Losses are float32 where that dtype is
+of half precision.
 """
 
+import functools
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from laws import LIKE_LOGITS, Law, each, every_law, problem
+from laws import LIKE_LOGITS, Law, every_law, problem
 
 BF16, F16, F32, I32 = jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32
 # Of the data, one after the other, and of the options.
-COMBINATIONS = [
+COMBINATIONS: list[tuple[tuple[Any, ...], Any]] = [
     ((BF16,), F32),
     ((F32,), BF16),
     ((F16,), BF16),
@@ -26,40 +27,34 @@ COMBINATIONS = [
     ((BF16, F16), F32),
     ((I32, BF16), F32),
 ]
-# Probabilities are data of the binary loss alone, whose labels they are.
-DATA = (*LIKE_LOGITS, "lower", "upper")
 
 
-def is_data(law: Law, name: str, kind: str) -> bool:
-    return kind in DATA or name == "positions"
+def are_data(law: Law) -> list[bool]:
+    names = [*["" for _ in law.positional], *law.keywords]
+    return [
+        kind in LIKE_LOGITS or name == "positions"
+        for name, kind in zip(names, law.kinds, strict=True)
+    ]
 
 
 def in_dtypes(law: Law, of_data: Any, of_options: Any) -> list[Any]:
     """The arguments of `problem` as shapes; the data take turns."""
-    names = [*["" for _ in law.positional], *law.keywords]
-    turn = 0
-    arguments = []
-    for name, kind, a in zip(names, law.kinds, problem(law)[1], strict=True):
+    arguments, turns = [], itertools.cycle(of_data)
+    for a, is_data in zip(problem(law)[1], are_data(law), strict=True):
         dtype = a.dtype
         if np.issubdtype(dtype, np.floating):
-            if is_data(law, name, kind):
-                dtype = of_data[turn % len(of_data)]
-                turn += 1
-            else:
-                dtype = of_options
+            dtype = next(turns) if is_data else of_options
         arguments.append(jax.ShapeDtypeStruct(a.shape, dtype))
     return arguments
 
 
 def expected(law: Law, arguments: list[Any]) -> Any:
-    names = [*["" for _ in law.positional], *law.keywords]
-    of = [
-        a.dtype
-        for name, kind, a in zip(names, law.kinds, arguments, strict=True)
-        if is_data(law, name, kind)
-    ]
-    dtype = jnp.promote_types(of[0], of[-1])
-    return law.result_dtype(dtype if jnp.issubdtype(dtype, jnp.floating) else F32)
+    of = [a.dtype for a, data in zip(arguments, are_data(law), strict=True) if data]
+    dtype = functools.reduce(jnp.promote_types, of)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = F32
+    # Its law is of float32 positions, whatever the logits.
+    return dtype if law.function == "softargmax" else law.result_dtype(dtype)
 
 
 @every_law

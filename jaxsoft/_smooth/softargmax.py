@@ -62,10 +62,10 @@ def softargmax(
         keepdims: keep the reduced axes with size 1.
 
     Returns:
-        The reduced array in the units of ``positions``, and in the dtype of ``x``, or
-        of floating ``positions`` if that is the wider one. Half precision is computed
-        in float32, but has no place for an index above 2048 (in bfloat16 256): there
-        give ``x`` or ``positions`` in float32.
+        The reduced array in the units of ``positions``, and in the dtype to which
+        ``x`` and floating ``positions`` are promoted. Half precision is computed in
+        float32, but has no place for an index above 2048 (in bfloat16 256): there give
+        ``x`` or ``positions`` in float32.
 
     Raises:
         TypeError: ``x`` or ``positions`` is not an array of real numbers, ``where`` is
@@ -97,7 +97,8 @@ def softargmax(
         9.818504
     """
     name = "softargmax"
-    x = as_real(name, "x", x)
+    x = as_array(name, "x", x)
+    given, x = x.dtype, as_real(name, "x", x)
     as_flag(name, "keepdims", keepdims)
     axes = as_axes(name, axis, x.ndim)
     where = as_mask(name, "where", where, x.shape)
@@ -106,7 +107,7 @@ def softargmax(
     if positions is not None:
         positions = as_array(name, "positions", positions)
         if is_of(positions.dtype, jnp.floating):
-            dtype = max(dtype, positions.dtype, key=lambda of: of.itemsize)
+            dtype = jnp.promote_types(given, positions.dtype)
         positions = _as_positions(name, positions, x, axes)
     return _softargmax_jit(x, positions, where, tau, axes, keepdims, dtype)
 
