@@ -107,7 +107,9 @@ def softargmax(
     if positions is not None:
         positions = as_array(name, "positions", positions)
         if is_of(positions.dtype, jnp.floating):
-            dtype = jnp.promote_types(given, positions.dtype)
+            # Strict promotion too allows a result that is wider than x.
+            with jax.numpy_dtype_promotion("standard"):
+                dtype = jnp.promote_types(given, positions.dtype)
         positions = _as_positions(name, positions, x, axes)
     return _softargmax_jit(x, positions, where, tau, axes, keepdims, dtype)
 
