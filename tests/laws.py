@@ -94,7 +94,8 @@ LIKE_LOGITS = (
 
 # For logits of half precision too.
 FLOAT32_RESULTS = {
-    *("entropy", "softargmax_options", "cross_entropy", "kl_divergence", "circle_loss"),
+    *("entropy", "softargmax_options", "cross_entropy", "kl_divergence"),
+    *("jensen_shannon", "circle_loss"),
     *("binary_cross_entropy", "multilabel_cross_entropy"),
     *("linear_cross_entropy", "linear_log_probs"),
 }
@@ -268,6 +269,14 @@ LAWS = [
         _TWO,
         {**_MASKED, "sample_weight": "sample weight"},
         _MEAN,
+        by_row=False,
+    ),
+    Law("jensen_shannon", _TWO),
+    Law(
+        "jensen_shannon_options",
+        _TWO,
+        {**_MASKED, "sample_weight": "sample weight"},
+        {**_MEAN, "beta": 0.3},
         by_row=False,
     ),
     Law("binary_cross_entropy", ["logits", "probabilities"], elementwise=True),

@@ -243,6 +243,32 @@ def kl_divergence(
     return _reduced(v * _sum_of_products(p, ratio), v, reduction)
 
 
+def jensen_shannon(
+    logits: Any,
+    target_logits: Any,
+    *,
+    beta: float = 0.5,
+    where: Any = None,
+    temperature: Any = 1,
+    sample_weight: Any = 1,
+    reduction: str = "none",
+) -> Numbers:
+    """beta sum_i p_i log(p_i / m_i) + (1 - beta) sum_i q_i log(q_i / m_i)."""
+    options = {"where": where, "temperature": temperature}
+    p, q = softmax(target_logits, **options), softmax(logits, **options)
+    share = MP.mpf(beta)
+    m = share * p + (1 - share) * q
+
+    def kl(a: Numbers, b: Numbers) -> Numbers:
+        # Classes outside of where are 0 in all three.
+        ratio = _elementwise(lambda a, b: MP.log(a / b) if a else MP.zero, a, b)
+        return np.sum(a * ratio, axis=-1)
+
+    js = share * kl(p, m) + (1 - share) * kl(q, m)
+    v = np.broadcast_to(exact(sample_weight), len(p))
+    return _reduced(v * js, v, reduction)
+
+
 def _softplus(v: Numbers) -> Numbers:
     return _log(1 + exp(v))
 
