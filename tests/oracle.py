@@ -432,6 +432,21 @@ def linear_cross_entropy(
     return cross_entropy(logits, labels, **options)
 
 
+def linear_jensen_shannon(
+    hidden: Any,
+    vocab_weight: Any,
+    target_hidden: Any,
+    target_vocab_weight: Any,
+    *,
+    vocab_bias: Any = 0,
+    **options: Any,
+) -> Numbers:
+    """jensen_shannon of the two heads' logits."""
+    logits = _linear_logits(hidden, vocab_weight, vocab_bias)
+    target_logits = _linear_logits(target_hidden, target_vocab_weight, 0)
+    return jensen_shannon(logits, target_logits, **options)
+
+
 def linear_log_probs(
     hidden: Any,
     vocab_weight: Any,

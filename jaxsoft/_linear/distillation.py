@@ -284,7 +284,7 @@ def _divergence(
         _model(one, as_softcap(name, softcap, dtype), dtypes[0], dtype),
     )
     vocab_axes = Pair(of_teacher[-1], of_student[-1])
-    reverse = beta == 1
+    reverse, reduction = beta == 1, as_reduction(name, reduction)
     plan = PairPlan(
         Pair(*reversed(vocab_axes)) if reverse else vocab_axes,
         *chunks_of(name, [one, other], chunk_bytes),
@@ -299,7 +299,7 @@ def _divergence(
         as_temperature(name, temperature, logits, axes),
         as_sample_weight(name, sample_weight, batch, dtype),
         plan=plan,
-        reduction=as_reduction(name, reduction),
+        reduction=reduction,
     )
 
 

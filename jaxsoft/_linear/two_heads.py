@@ -38,7 +38,7 @@ from jaxsoft._linear.pairs import (
 from jaxsoft._losses.per_row import weighted
 from jaxsoft._passes.compared import divergence_of, is_empty
 from jaxsoft._passes.divergence import both_of_all_devices
-from jaxsoft._passes.product import product
+from jaxsoft._passes.product import product, scaled
 from jaxsoft._passes.summary import without_nothing
 
 
@@ -142,12 +142,11 @@ def _bwd(plan, residuals, g):
     divergence = of.mixed(plan.beta)[:, 0]
     dweight = None
     if weight is not None:
-        dweight = jnp.broadcast_to(g, weight.shape) * zero_if_infinite(divergence)
+        dweight = jnp.broadcast_to(g, weight.shape)
+        dweight = product(dweight, zero_if_infinite(divergence))
     if gradient is not None:
-        scaled = jax.tree.map(
-            lambda v: (g * v.astype(g.dtype)).astype(v.dtype), gradient
-        )
-        return Pair(None, scaled), None, dweight
+        of_y = jax.tree.map(lambda v: scaled(v, g), gradient)
+        return Pair(None, of_y), None, dweight
     of_rows = jnp.broadcast_to(g, divergence.shape)
     of_rows = column(of_rows if weight is None else product(of_rows, weight))
     pair, dtokens = _pulled_back(
