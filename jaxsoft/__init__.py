@@ -10,12 +10,15 @@ from jaxsoft._gumbel import gumbel_softmax as gumbel_softmax
 from jaxsoft._linear.api import LogProbs as LogProbs
 from jaxsoft._linear.api import linear_cross_entropy as linear_cross_entropy
 from jaxsoft._linear.api import linear_log_probs as linear_log_probs
+from jaxsoft._linear.distillation import linear_jensen_shannon as linear_jensen_shannon
+from jaxsoft._linear.distillation import linear_kl_divergence as linear_kl_divergence
 from jaxsoft._logsumexp import logmeanexp as logmeanexp
 from jaxsoft._logsumexp import logsumexp as logsumexp
 from jaxsoft._losses.binary import binary_cross_entropy as binary_cross_entropy
 from jaxsoft._losses.binary import circle_loss as circle_loss
 from jaxsoft._losses.binary import multilabel_cross_entropy as multilabel_cross_entropy
 from jaxsoft._losses.cross_entropy import cross_entropy as cross_entropy
+from jaxsoft._losses.kl_divergence import jensen_shannon as jensen_shannon
 from jaxsoft._losses.kl_divergence import kl_divergence as kl_divergence
 from jaxsoft._losses.loss_weight import loss_weight as loss_weight
 from jaxsoft._losses.per_row import LossMetrics as LossMetrics
@@ -54,8 +57,11 @@ __all__ = [
     "cross_entropy",
     "entropy",
     "gumbel_softmax",
+    "jensen_shannon",
     "kl_divergence",
     "linear_cross_entropy",
+    "linear_jensen_shannon",
+    "linear_kl_divergence",
     "linear_log_probs",
     "log_softmax",
     "logcumsumexp",

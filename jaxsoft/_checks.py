@@ -406,6 +406,19 @@ def as_focal_gamma(function: str, focal_gamma: ArrayLike, dtype: Any) -> Array |
     return array
 
 
+def as_beta(function: str, beta: float) -> float:
+    """The target's part in a mixture of two distributions: it decides on the program
+    that is compiled."""
+    if not is_number(beta):
+        raise TypeError(
+            f"{function}: beta must be a Python number, not an array; got "
+            f"{type(beta).__name__}"
+        )
+    if not 0 <= beta <= 1:
+        raise ValueError(f"{function}: beta must lie in [0, 1]; got {beta}")
+    return float(beta)
+
+
 def as_class_weight(
     function: str,
     class_weight: ArrayLike | None,

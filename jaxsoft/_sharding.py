@@ -30,9 +30,10 @@ from jaxsoft._checks import (
 from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import Axes, names_of, varying
 from jaxsoft._linear.api import linear_cross_entropy, linear_log_probs
+from jaxsoft._linear.distillation import linear_jensen_shannon, linear_kl_divergence
 from jaxsoft._logsumexp import logmeanexp, logsumexp
 from jaxsoft._losses.cross_entropy import cross_entropy
-from jaxsoft._losses.kl_divergence import kl_divergence
+from jaxsoft._losses.kl_divergence import jensen_shannon, kl_divergence
 from jaxsoft._losses.per_row import (
     included_classes,
     mean_divisor,
@@ -45,11 +46,17 @@ from jaxsoft._softmax import entropy, log_softmax, softmax
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LINEAR = (linear_cross_entropy, linear_log_probs)
+LINEAR = (
+    linear_cross_entropy,
+    linear_jensen_shannon,
+    linear_kl_divergence,
+    linear_log_probs,
+)
 LIKE_THE_LOGITS = (softmax, log_softmax)
 FUNCTIONS = (
     cross_entropy,
     entropy,
+    jensen_shannon,
     kl_divergence,
     *LINEAR,
     *LIKE_THE_LOGITS,
@@ -59,16 +66,14 @@ FUNCTIONS = (
 
 # The arguments that may be arrays, by the shape that they broadcast to.
 LOGITS = {"a", "b", "x", "logits", "target_logits", "where"}
+HEAD = ("hidden", "vocab_weight", "vocab_bias", "softcap")
 ARRAYS = LOGITS | {
-    "hidden",
-    "vocab_weight",
-    "vocab_bias",
+    *(f"{of}{name}" for of in ("", "target_") for name in HEAD),
     "labels",
     "class_weight",
     "sample_weight",
     "label_smoothing",
     "temperature",
-    "softcap",
     "z_loss",
     "focal_gamma",
 }
@@ -89,9 +94,10 @@ def shard_vocab(
     option ``axis_name`` of ``f`` instead.
 
     Args:
-        f: `linear_cross_entropy`, `linear_log_probs`, `cross_entropy`, `kl_divergence`,
-            `logsumexp`, `logmeanexp`, `softmax`, `log_softmax` or `entropy`, or a
-            `functools.partial` of one.
+        f: `linear_cross_entropy`, `linear_log_probs`, `linear_kl_divergence`,
+            `linear_jensen_shannon`, `cross_entropy`, `kl_divergence`,
+            `jensen_shannon`, `logsumexp`, `logmeanexp`, `softmax`, `log_softmax` or
+            `entropy`, or a `functools.partial` of one.
         mesh: a device mesh with automatic or explicit axes.
         axis: mesh axis (or tuple of them) over which the classes are split, which they
             must divide evenly. Of several class axes, the first given is split.
@@ -118,8 +124,9 @@ def shard_vocab(
         split, and is summed over the devices of ``tokens`` once, after the last chunk.
         For N tokens of D features on a device, the value and both gradients of
         `linear_cross_entropy` send two messages of O(N) numbers and one of N x D over
-        ``axis``; vocab_weight itself is sent nowhere. Logits are recomputed, whatever
-        the reduction. Residuals: those of ``f``, on each device for its part.
+        ``axis``, those of two heads three and one of N x D for each that is
+        differentiated; vocab_weight itself is sent nowhere. Logits are recomputed,
+        whatever the reduction. Residuals: those of ``f``, on each device for its part.
 
     Edge cases:
         As ``f``. A vocabulary that the devices do not divide can be padded, with the
@@ -303,10 +310,11 @@ def _check_divisible(shape, axes, entries, mesh):
 
 def _spec(name: str, array: Any, layout: _Layout, call: _Call) -> PartitionSpec:
     """How an argument is split."""
-    if name == "vocab_weight":
-        ahead = (None,) * dict(call.options)["vocab_axis"]
-        return PartitionSpec(*ahead, call.split.class_names)
-    if name in ("vocab_bias", "class_weight"):
+    of_head = name.removeprefix("target_")
+    if of_head == "vocab_weight":
+        vocab_axis = dict(call.options)[name.replace("weight", "axis")]
+        return PartitionSpec(*(None,) * vocab_axis, call.split.class_names)
+    if of_head in ("vocab_bias", "class_weight"):
         return PartitionSpec(call.split.class_names)
     rows = layout.of_rows(layout.entries)
     entries = {
@@ -314,7 +322,7 @@ def _spec(name: str, array: Any, layout: _Layout, call: _Call) -> PartitionSpec:
         "labels": (*rows, None) if array.ndim > len(rows) else rows,
         "sample_weight": rows,
         "temperature": layout.of_rows(layout.entries, (None,)),
-    }.get(name, layout.entries)
+    }.get(of_head, layout.entries)
     if name == "labels" and is_of(array.dtype, jnp.floating):
         entries = layout.entries
     # An argument may lack axes in front, and have 1 in place of a size.
@@ -412,7 +420,9 @@ def _logits_here(arguments):
     """Shape and dtype of sums of the logits of this device, which may exist or not."""
     if "hidden" in arguments:
         hidden, weight = arguments["hidden"], arguments["vocab_weight"]
-        dtype = jnp.promote_types(hidden.dtype, weight.dtype)
+        of_heads = [k for k in arguments if k.endswith(("hidden", "vocab_weight"))]
+        dtypes = (arguments[k].dtype for k in of_heads)
+        dtype = functools.reduce(jnp.promote_types, dtypes)
         classes = weight.shape[arguments["vocab_axis"]]
         return (*hidden.shape[:-1], classes), accumulation_dtype(dtype)
     logits = [v for k, v in arguments.items() if k in ("logits", "target_logits")]

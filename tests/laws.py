@@ -94,7 +94,8 @@ LIKE_LOGITS = (
 
 # For logits of half precision too.
 FLOAT32_RESULTS = {
-    *("entropy", "softargmax_options", "cross_entropy", "kl_divergence", "circle_loss"),
+    *("entropy", "softargmax_options", "cross_entropy", "kl_divergence"),
+    *("jensen_shannon", "linear_jensen_shannon", "circle_loss"),
     *("binary_cross_entropy", "multilabel_cross_entropy"),
     *("linear_cross_entropy", "linear_log_probs"),
 }
@@ -106,6 +107,8 @@ OTHER_BITS = {
     *("cross_entropy_options", "cross_entropy_mean", "binary_cross_entropy_options"),
     *("cross_entropy_probabilities_options", "linear_cross_entropy_options"),
     *("linear_cross_entropy_mean", "linear_log_probs"),
+    *("jensen_shannon", "jensen_shannon_options"),  # the mixture
+    "linear_jensen_shannon",
 }
 
 
@@ -270,6 +273,14 @@ LAWS = [
         _MEAN,
         by_row=False,
     ),
+    Law("jensen_shannon", _TWO),
+    Law(
+        "jensen_shannon_options",
+        _TWO,
+        {**_MASKED, "sample_weight": "sample weight"},
+        {**_MEAN, "beta": 0.3},
+        by_row=False,
+    ),
     Law("binary_cross_entropy", ["logits", "probabilities"], elementwise=True),
     Law(
         "binary_cross_entropy_options",
@@ -320,6 +331,12 @@ LAWS = [
     ),
     Law("linear_cross_entropy_mean", _HEAD, _WEIGHTS, _MEAN, by_row=False),
     Law(
+        "linear_jensen_shannon",
+        ["hidden", "vocab weight"] * 2,
+        {"vocab_bias": "vocab bias", **_TEMPERATURE, "sample_weight": "sample weight"},
+        {"beta": 0.3},
+    ),
+    Law(
         "linear_log_probs",
         _HEAD,
         {"vocab_bias": "vocab bias", **_TEMPERATURE, "softcap": "softcap"},
@@ -359,6 +376,7 @@ def _count_of_arguments(law: Law) -> int:
 # The public names that are in no law of their own, and why.
 WITHOUT_LAW = {
     "LogProbs": "a result",
+    "linear_kl_divergence": "that of logits: test_linear_divergence.py",
     "loss_weight": "it has no logits: test_what_counts.py",
     "LossMetrics": "a result",
     "gumbel_softmax": "the softmax of logits with noise: test_gumbel.py",

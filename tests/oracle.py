@@ -243,6 +243,32 @@ def kl_divergence(
     return _reduced(v * _sum_of_products(p, ratio), v, reduction)
 
 
+def jensen_shannon(
+    logits: Any,
+    target_logits: Any,
+    *,
+    beta: float = 0.5,
+    where: Any = None,
+    temperature: Any = 1,
+    sample_weight: Any = 1,
+    reduction: str = "none",
+) -> Numbers:
+    """beta sum_i p_i log(p_i / m_i) + (1 - beta) sum_i q_i log(q_i / m_i)."""
+    options = {"where": where, "temperature": temperature}
+    p, q = softmax(target_logits, **options), softmax(logits, **options)
+    share = MP.mpf(beta)
+    m = share * p + (1 - share) * q
+
+    def kl(a: Numbers, b: Numbers) -> Numbers:
+        # Classes outside of where are 0 in all three.
+        ratio = _elementwise(lambda a, b: MP.log(a / b) if a else MP.zero, a, b)
+        return np.sum(a * ratio, axis=-1)
+
+    js = share * kl(p, m) + (1 - share) * kl(q, m)
+    v = np.broadcast_to(exact(sample_weight), len(p))
+    return _reduced(v * js, v, reduction)
+
+
 def _softplus(v: Numbers) -> Numbers:
     return _log(1 + exp(v))
 
@@ -404,6 +430,21 @@ def linear_cross_entropy(
     """cross_entropy of hidden vocab_weight^T + vocab_bias."""
     logits = _linear_logits(hidden, vocab_weight, vocab_bias)
     return cross_entropy(logits, labels, **options)
+
+
+def linear_jensen_shannon(
+    hidden: Any,
+    vocab_weight: Any,
+    target_hidden: Any,
+    target_vocab_weight: Any,
+    *,
+    vocab_bias: Any = 0,
+    **options: Any,
+) -> Numbers:
+    """jensen_shannon of the two heads' logits."""
+    logits = _linear_logits(hidden, vocab_weight, vocab_bias)
+    target_logits = _linear_logits(target_hidden, target_vocab_weight, 0)
+    return jensen_shannon(logits, target_logits, **options)
 
 
 def linear_log_probs(

@@ -311,6 +311,11 @@ KINDS: dict[str, Kind] = {
         *(1, 2, -1, 0.0, "0", None, True, False, [0], (0,), {0}, {}),
         floats(2),
     ),
+    "beta": choice_kind(
+        one_of(0, 0.5, 1),
+        *(-0.1, 1.1, 2, np.nan, np.inf, None, True, "1", [0.5], {}, 1j, object()),
+        *(floats(2), floats(), np.float32(0.5)),
+    ),
     "chunk_bytes": choice_kind(
         one_of(None, 64, 2**20), *(0, -1, 0.5, 64.0, "64", True, [64], {}), floats(2)
     ),
@@ -377,6 +382,10 @@ BY_NAME = {
     **dict.fromkeys(("logits", "x", "y", "positives"), "real"),
     "target_logits": "partner",
     "where_positive": "where",
+    **{
+        f"target_{name}": name
+        for name in ("hidden", "vocab_weight", "vocab_bias", "vocab_axis", "softcap")
+    },
     **dict.fromkeys(("indices_are_sorted", "reverse", "hard"), "flag"),
     "pos_weight": "weight of each",
     "a": "anything",
@@ -391,6 +400,7 @@ BY_FUNCTION = {
     ("softmax", "x"): "numbers",
     ("log_softmax", "x"): "numbers",
     ("kl_divergence", "logits"): "partner",
+    ("jensen_shannon", "logits"): "partner",
     ("binary_cross_entropy", "logits"): "partner",
     ("binary_cross_entropy", "labels"): "yes",
     ("binary_cross_entropy", "sample_weight"): "weight of each",
@@ -412,6 +422,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     if name not in {*OF_FUNCTIONS, *OF_LABELS, *WITHOUT_ARRAYS, *RESULTS}
 }
 LAST_AXIS = {"circle_loss", "linear_cross_entropy", "linear_log_probs"}
+LAST_AXIS |= {"linear_kl_divergence", "linear_jensen_shannon"}
 FIRST_AXIS = {"segment_logsumexp", "segment_softmax", "segment_log_softmax"}
 
 
@@ -511,7 +522,7 @@ def test_broken_calls(name):
 
 STATIC = {
     *("axis", "one axis", "axis_name", "reduction", "flag"),
-    *("ignore_index", "vocab_axis", "chunk_bytes", "num_segments"),
+    *("ignore_index", "vocab_axis", "chunk_bytes", "num_segments", "beta"),
 }
 
 

@@ -126,6 +126,13 @@ cross_entropy(X, Y, sample_weight=jnp.ones(3))
 kl_divergence(X, X[:1])
     ValueError: kl_divergence: logits and target_logits must have the same shape; got
     (2, 3) and (1, 3)
+jensen_shannon(X, X, beta=1.5)
+    ValueError: jensen_shannon: beta must lie in [0, 1]; got 1.5
+jensen_shannon(X, X, beta=jnp.float32(0.5))
+    TypeError: jensen_shannon: beta must be a Python number, not an array; got
+    ArrayImpl
+jensen_shannon(X, X, alpha=0.5)
+    TypeError: jensen_shannon: there is no argument 'alpha'; here it is beta
 binary_cross_entropy(X, COMPLEX)
     TypeError: binary_cross_entropy: labels must be real; got dtype complex64
 multilabel_cross_entropy(X, X[0])
@@ -179,6 +186,23 @@ linear_cross_entropy(X, X, Y, chunk_bytes=1e6)
     TypeError: linear_cross_entropy: chunk_bytes must be an int; got 1000000.0
 linear_log_probs(X, X, Y, chunk_bytes=0)
     ValueError: linear_log_probs: chunk_bytes must be positive; got 0
+linear_kl_divergence(X, X, X[:1], X)
+    ValueError: linear_kl_divergence: hidden and target_hidden must have the same batch
+    shape; got (2, 3) and (1, 3)
+linear_jensen_shannon(X, X, X, X[:1])
+    ValueError: linear_jensen_shannon: vocab_weight and target_vocab_weight must have
+    the same number of classes; got 2 and 1
+linear_kl_divergence(X, X, X, X.T)
+    ValueError: linear_kl_divergence: target_hidden must be (*batch, features) and
+    target_vocab_weight (classes, features) with the same features and at least one
+    class; got shapes (2, 3) and (3, 2) with target_vocab_axis=0. Write
+    target_vocab_axis=1
+linear_kl_divergence(X, X, X, X, labels=Y)
+    TypeError: linear_kl_divergence: there is no argument 'labels'; here it is
+    target_hidden or sample_weight
+linear_kl_divergence(X, X, X, X, teacher_weight=X)
+    TypeError: linear_kl_divergence: there is no argument 'teacher_weight'; here it is
+    target_vocab_weight
 linear_cross_entropy(X, X, X[:, 0])
     TypeError: linear_cross_entropy: labels must be integers (class indices); got dtype
     float32
@@ -249,9 +273,10 @@ shard_vocab(cross_entropy, MESH, "v")(X, jnp.zeros(3, jnp.int32))
     class axis, (2,); got labels (3,) for logits (2, 3). For classes along axis 0 write
     axis=0
 shard_vocab(len, MESH, "v")
-    TypeError: shard_vocab: f must be one of cross_entropy, entropy, kl_divergence,
-    linear_cross_entropy, linear_log_probs, log_softmax, logmeanexp, logsumexp, softmax;
-    got <built-in function len>
+    TypeError: shard_vocab: f must be one of cross_entropy, entropy, jensen_shannon,
+    kl_divergence, linear_cross_entropy, linear_jensen_shannon, linear_kl_divergence,
+    linear_log_probs, log_softmax, logmeanexp, logsumexp, softmax; got <built-in
+    function len>
 shard_vocab(softmax, jax.devices(), "v")
     TypeError: shard_vocab: mesh must be a jax.sharding.Mesh; got list
 cross_entropy(X, Y, weight=jnp.ones(3))

@@ -1,4 +1,6 @@
-"""kl_divergence beyond the laws: small divergences, infinities, its relatives."""
+"""The divergences of two rows beyond the laws: small ones, infinities, two dtypes."""
+
+import functools
 
 import chex
 import jax
@@ -133,3 +135,64 @@ def test_the_gradient_of_a_large_divergence():
     difference = 1 / (1 + np.exp(-distance)) - 1 / (1 + np.exp(-1))
     expected = np.stack([difference, -difference], 1)
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
+# Jensen and Shannon's.
+
+
+@jax.jit
+def jensen_shannon(logits, target_logits):
+    """Of several parts of the target, value and gradients."""
+
+    def of(beta):
+        f = functools.partial(jaxsoft.jensen_shannon, beta=beta)
+        value, pull = jax.vjp(f, logits, target_logits)
+        return value, pull(jnp.ones_like(value))
+
+    return {beta: of(beta) for beta in BETAS}
+
+
+BETAS = (0.3, 0.9)
+
+
+def test_nearly_equal_rows_keep_the_digits_of_their_mixture(rng):
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    step = rng.normal(size=(4, 5)) * np.logspace(-4, 0, 4)[:, None]
+    y = (x + step + 100).astype(np.float32)
+    for beta, (value, gradients) in jensen_shannon(y, x).items():
+        meaning = functools.partial(oracle.jensen_shannon, beta=beta)
+        expected = oracle.rounded(meaning(y, x))
+        np.testing.assert_allclose(value, expected, rtol=ROUNDINGS)
+        assert expected.min() < 1e-7
+        for i, gradient in enumerate(gradients):
+            wanted = oracle.rounded(oracle.pullback(meaning, [y, x], np.ones(4))[i])
+            scale = np.max(np.abs(wanted), axis=-1, keepdims=True)
+            actual = gradient / scale
+            np.testing.assert_allclose(actual, wanted / scale, atol=ROUNDINGS)
+
+
+def test_the_ends_are_the_divergences_of_kullback_and_leibler(pair):
+    x, y = pair
+
+    @jax.jit
+    def both(x, y):
+        ends = [jaxsoft.jensen_shannon(y, x, beta=beta) for beta in (0, 1)]
+        return ends, [jaxsoft.kl_divergence(y, x), jaxsoft.kl_divergence(x, y)]
+
+    np.testing.assert_array_equal(*both(x, y))
+
+
+def test_a_mixture_has_no_infinities_and_no_negative_divergence(rng):
+    inf = np.inf
+    x = np.array([[1.0, -inf, 2.0], [1.0, 1.0, 2.0], [0.0, -inf, -inf], [-inf] * 3])
+    y = np.array([[1.0, 5.0, 2.0], [1.0, -inf, 2.0], [-inf, 0.0, 0.0], [1.0] * 3])
+    x, y = np.float32([*x, y[3]]), np.float32([*y, x[3]])
+    for beta, (value, gradients) in jensen_shannon(y, x).items():
+        chex.assert_tree_all_finite((value, gradients))
+        largest = -beta * np.log(beta) - (1 - beta) * np.log1p(-beta)
+        np.testing.assert_allclose(value[2], largest, rtol=1e-6)
+        np.testing.assert_array_equal(value[3:], 0)
+        np.testing.assert_array_equal([g[3:] for g in gradients], 0)
+    x = rng.normal(size=(500, 3)).astype(np.float32)
+    y = np.float32(x + 1e-3 * rng.normal(size=(500, 3)))
+    assert all(np.all(value >= 0) for value, _ in jensen_shannon(y, x).values())

@@ -108,6 +108,7 @@ OF_OTHERS: dict[str, dict[str, Any]] = {
     "binary_cross_entropy": {"pos_weight": 1.0, "sample_weight": 1.0},
     "multilabel_cross_entropy": {"where": True},
     "circle_loss": {"where_positive": True, "where_negative": True},
+    "jensen_shannon": {"where": True, "temperature": 1.0, "sample_weight": 1.0},
 }
 
 

@@ -66,6 +66,7 @@ PER_ROW = {
     "logsumexp": 2,
     "log_softmax": 0,
     "entropy": 3,
+    "jensen_shannon": 7,
     "kl_divergence": 6,
     "softmax": 0,
 }

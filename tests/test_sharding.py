@@ -114,6 +114,8 @@ def data(tokens=TOKENS, classes=CLASSES, features=FEATURES):
         "label_smoothing": np.float32(0.1),
         "z_loss": np.float32(0.01),
         "softcap": np.float32(5),
+        "small_hidden": normal(tokens, 3),
+        "small_vocab_weight": normal(classes, 3),
     }
 
 
@@ -156,6 +158,10 @@ CALLS = {
             ["where", "temperature", "sample_weight"], logits="x", target_logits="other"
         ),
     ),
+    "jensen_shannon": (
+        jaxsoft.jensen_shannon,
+        of(["where", "temperature"], logits="x", target_logits="other"),
+    ),
     "cross_entropy": (jaxsoft.cross_entropy, of(["labels", *OPTIONS], logits="x")),
     "cross_entropy, q": (jaxsoft.cross_entropy, of(OPTIONS, logits="x", labels="q")),
     "linear_cross_entropy": (
@@ -166,6 +172,23 @@ CALLS = {
         functools.partial(jaxsoft.linear_log_probs, chunk_bytes=4 * TOKENS * 3),
         of(["hidden", "vocab_weight", "vocab_bias", "temperature", "where"])
         | {"labels": two_labels()},
+    ),
+    "linear_kl_divergence": (
+        functools.partial(jaxsoft.linear_kl_divergence, chunk_bytes=8 * TOKENS * 3),
+        of(
+            ["hidden", "vocab_weight", "vocab_bias", "where", "softcap"],
+            target_hidden="small_hidden",
+            target_vocab_weight="small_vocab_weight",
+            target_vocab_bias="class_weight",
+        ),
+    ),
+    "linear_jensen_shannon": (
+        functools.partial(jaxsoft.linear_jensen_shannon, beta=0.3),
+        of(
+            ["hidden", "vocab_weight", "temperature", "sample_weight"],
+            target_hidden="small_hidden",
+            target_vocab_weight="small_vocab_weight",
+        ),
     ),
     "linear_cross_entropy, metrics": (
         functools.partial(LINEAR, with_metrics=True, chunk_bytes=4 * TOKENS * 3),
@@ -178,9 +201,9 @@ def spec_of(name, value, tokens, vocab, sliced):
     """How a caller of shard_map splits an argument."""
     if name == "class_weight":
         return P(vocab) if sliced else P()
-    if name in ("vocab_weight", "vocab_bias"):
+    if name.endswith(("vocab_weight", "vocab_bias")):
         return P(vocab)
-    if name in ("hidden", "sample_weight") or value.dtype == np.int32:
+    if name.endswith(("hidden", "sample_weight")) or value.dtype == np.int32:
         return P(tokens)
     return P(tokens, vocab) if value.ndim == 2 else P()
 
@@ -234,7 +257,7 @@ def mesh_of(kind=AxisType.Auto, **sizes):
 
 # Of the other functions the sums over devices are these; forward mode has all.
 FEW = ("logsumexp", "softmax", "kl_divergence", "cross_entropy", "cross_entropy, q")
-FEW += ("linear_cross_entropy", "linear_log_probs")
+FEW += ("linear_cross_entropy", "linear_log_probs", "linear_jensen_shannon")
 
 
 def check_axis_name(names=FEW, with_tangent=False):
@@ -296,7 +319,8 @@ def check_shard_vocab():
         split = shard_vocab(function, mesh, "v", tokens="t")
         assert_same(split(**arguments), function(**arguments), str(function))
     check_reductions(*CALLS["cross_entropy"], mesh, "sum")
-    for name in ("kl_divergence", "cross_entropy, q", "linear_cross_entropy"):
+    of_means = "kl_divergence", "cross_entropy, q", "linear_cross_entropy"
+    for name in (*of_means, "linear_jensen_shannon"):
         check_reductions(*CALLS[name], mesh, "mean")
     check_shapes(mesh)
     check_skipped_tokens(mesh)
@@ -444,6 +468,22 @@ def check_collectives():
         assert largest == here * MANY_FEATURES
         assert len(rows) <= 3, rows
         assert max(rows) <= 3 * here, rows
+        check_two_heads(sent, here, tokens)
+
+
+def check_two_heads(sent, here, tokens):
+    """Maxima, tails and terms of both in a message each, and the gradients of both
+    hidden states, the teacher's of 3 features."""
+    names = "hidden", "vocab_weight", "small_hidden", "small_vocab_weight"
+    divergence = functools.partial(
+        jaxsoft.linear_kl_divergence, chunk_bytes=8 * here * 64
+    )
+    rows = sent(divergence, *names)
+    if tokens:
+        assert rows.pop() == MANY_CLASSES // 4 * MANY_FEATURES
+    assert rows.pop() == here * MANY_FEATURES
+    rows.remove(3 * here)
+    assert rows == [2 * here, 2 * here, 4 * here], rows
 
 
 DENSE = [name for name in CALLS if "linear" not in name]
@@ -520,7 +560,7 @@ def check_types():
     """On explicit axes: the linear head, whose passes no type could follow, and two
     arguments of which one is split and one is not."""
     mesh = mesh_of(AxisType.Explicit, t=2, v=4)
-    for name in ("linear_cross_entropy", "linear_log_probs"):
+    for name in ("linear_cross_entropy", "linear_log_probs", "linear_kl_divergence"):
         check_types_of_a_head(mesh, *CALLS[name], P("t"))
     softargmax = jaxsoft.softargmax, of([], x="x", positions="other")
     for (function, given), alone in [

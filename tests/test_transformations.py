@@ -202,6 +202,7 @@ OTHERS = [law for law in LAWS if law.name not in IN_FULL]
 # Rules of which the laws beside them have the parts: logits, probabilities, means.
 PARTS = ("linear_cross_entropy_options", "linear_cross_entropy_mean")
 PARTS += ("linear_log_probs", "cross_entropy_probabilities_options")
+PARTS += ("linear_jensen_shannon", "jensen_shannon_options")
 PARTS += ("smooth_step", "smooth_minimum")
 
 

@@ -37,6 +37,7 @@ LOSSES: dict[str, tuple[Any, Any]] = {
     ),
     "probabilities": (jaxsoft.cross_entropy, Q),
     "kl_divergence": (jaxsoft.kl_divergence, np.float32(2 * Q)),
+    "jensen_shannon": (jaxsoft.jensen_shannon, np.float32(2 * Q)),
     "binary": (jaxsoft.binary_cross_entropy, Q),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)

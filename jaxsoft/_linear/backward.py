@@ -14,9 +14,8 @@ from jaxsoft._linear.chunks import (
     chunk_at,
     chunk_count,
     chunk_label,
+    head_products,
     is_counted,
-    matrix_product,
-    narrowed,
     on_platform,
     over_counted_tokens,
     room_for_chunks,
@@ -82,12 +81,14 @@ def _backward_of_rows(rows, head: Any, plan):
         sums, dhead = carry
         dchunk, more = of_chunk(position)
         sums = jax.tree.map(jnp.add, sums, more)
-        return (sums, with_chunk(dhead, dchunk, position, plan)), None
+        dhead = with_chunk(dhead, dchunk, position, classes, plan)
+        return (sums, dhead), None
 
     start = (
         (jnp.zeros_like(hidden, zero.dtype) + zero, zero),
         room_for_chunks(head, zero),
     )
+    classes = head.weight.shape[plan.vocab_axis]
     positions = jnp.arange(chunk_count(head, plan), dtype=jnp.int32)
     return jax.lax.scan(add_chunk, start, positions, reverse=True)[0]
 
@@ -100,13 +101,7 @@ def _backward_of_chunk(hidden, tokens, of_rows, chunk, softcap, plan):
     label = chunk_label(chunk, tokens)
     dx, variance, duniform_weight = _cotangent_of_logits(row, label, of_rows, chunk)
     dx, dsoftcap = to_given(dx)
-
-    factors = narrowed(dx, jnp.promote_types(hidden.dtype, chunk.weight.dtype))
-    classes_axis, weight = plan.vocab_axis, chunk.weight
-    weight = weight if tokens.where is None else without_infinities(weight)
-    dhidden = matrix_product(factors, weight, (1, classes_axis), dx.dtype)
-    pair = (factors, hidden) if classes_axis == 0 else (hidden, factors)
-    dweight = matrix_product(*pair, (0, 0), dx.dtype)
+    dhidden, dweight = head_products(dx, hidden, tokens, chunk, plan)
     dbias = None if chunk.bias is None else jnp.sum(dx, 0)
     return Head(dweight, dbias, duniform_weight, dsoftcap), (dhidden, variance)
 

@@ -92,6 +92,28 @@ def head_logits(hidden, head, vocab_axis):
     return x if head.bias is None else x + head.bias.reshape(1, -1).astype(dtype)
 
 
+def head_products(
+    dx: Array,
+    hidden: Array,
+    tokens: Any,
+    chunk: Any,
+    plan: Any,
+    wanted: tuple[bool, bool] = (True, True),
+) -> tuple[Any, Any]:
+    """The cotangents of the hidden states and of a chunk's weights, for that of its
+    logits: a matrix product each, or None for one that is not wanted."""
+    dhidden = dweight = None
+    factors = narrowed(dx, jnp.promote_types(hidden.dtype, chunk.weight.dtype))
+    classes_axis, weight = plan.vocab_axis, chunk.weight
+    if wanted[0]:
+        weight = weight if tokens.where is None else without_infinities(weight)
+        dhidden = matrix_product(factors, weight, (1, classes_axis), dx.dtype)
+    if wanted[1]:
+        pair = (factors, hidden) if classes_axis == 0 else (hidden, factors)
+        dweight = matrix_product(*pair, (0, 0), dx.dtype)
+    return dhidden, dweight
+
+
 def column(v: Any) -> Any:
     return v[:, None] if v.ndim == 1 else v
 
@@ -150,14 +172,15 @@ def room_for_chunks(head: Any, like: Array) -> Any:
     return jax.tree.map(lambda v: varying_like(v, like), room)
 
 
-def with_chunk(dhead: Any, dchunk: Any, position: Array, plan: VocabularyPlan) -> Any:
+def with_chunk(
+    dhead: Any, dchunk: Any, position: Array, classes: int, plan: Any
+) -> Any:
     """The head's cotangent, with that of a chunk in its place.
 
     Of the last chunk, which is written first, the classes that are not fresh get theirs
     from the chunk before it.
     """
-    size = dhead.weight.shape[plan.vocab_axis]
-    start = jnp.minimum(position * plan.chunk, size - plan.chunk)
+    start = jnp.minimum(position * plan.chunk, classes - plan.chunk)
 
     def written(whole, part, axis):
         if whole is None:
@@ -174,7 +197,7 @@ def with_chunk(dhead: Any, dchunk: Any, position: Array, plan: VocabularyPlan) -
     )
 
 
-def on_platform(f: Callable[..., Any], *arguments: Any, plan: VocabularyPlan) -> Any:
+def on_platform(f: Callable[..., Any], *arguments: Any, plan: Any) -> Any:
     """f(*arguments, plan), with the chunks of the platform that it is compiled for."""
     if plan.chunk_on_gpu == plan.chunk:
         return f(*arguments, plan)

@@ -35,6 +35,13 @@ def dtype_of_sums(hidden: Array, vocab_weight: Array) -> jnp.dtype:
     return accumulation_dtype(jnp.promote_types(hidden.dtype, vocab_weight.dtype))
 
 
+class HeadInputs(NamedTuple):
+    hidden: Array
+    vocab_weight: Array
+    vocab_bias: Array | None
+    classes: int
+
+
 class Inputs(NamedTuple):
     hidden: Array
     vocab_weight: Array
@@ -43,6 +50,49 @@ class Inputs(NamedTuple):
     classes: int
     dtype: jnp.dtype
     chunks: tuple[int, int]  # classes in a chunk, and in one on a GPU
+
+
+def checked_head(
+    name: str,
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    vocab_bias: ArrayLike | None,
+    vocab_axis: int,
+    of: str = "",
+) -> HeadInputs:
+    """One head, whose arguments have names that begin with `of`."""
+    names = [f"{of}{v}" for v in ("hidden", "vocab_weight", "vocab_bias", "vocab_axis")]
+    hidden = as_real(name, names[0], hidden)
+    vocab_weight = as_real(name, names[1], vocab_weight)
+    if as_integer(vocab_axis) not in (0, 1):
+        raise ValueError(f"{name}: {names[3]} must be 0 or 1; got {vocab_axis!r}")
+    if hidden.ndim < 1 or vocab_weight.ndim != 2:
+        raise ValueError(
+            f"{name}: {names[0]} must be (*batch, features) and {names[1]} a matrix; "
+            f"got shapes {hidden.shape} and {vocab_weight.shape}"
+        )
+    classes, features = (
+        vocab_weight.shape[vocab_axis],
+        vocab_weight.shape[1 - vocab_axis],
+    )
+    if hidden.shape[-1] != features or classes == 0:
+        layout = ("(classes, features)", "(features, classes)")[vocab_axis]
+        hint = ""
+        if hidden.shape[-1] == classes != 0:
+            hint = f". Write {names[3]}={1 - vocab_axis}"
+        raise ValueError(
+            f"{name}: {names[0]} must be (*batch, features) and {names[1]} {layout} "
+            f"with the same features and at least one class; got shapes {hidden.shape} "
+            f"and {vocab_weight.shape} with {names[3]}={vocab_axis}{hint}"
+        )
+    if vocab_bias is not None:
+        vocab_bias = as_real(name, names[2], vocab_bias)
+        if vocab_bias.shape != (classes,):
+            raise ValueError(
+                f"{name}: {names[2]} must have one entry per class, shape "
+                f"({classes},); got {vocab_bias.shape}"
+            )
+    return HeadInputs(hidden, vocab_weight, vocab_bias, classes)
 
 
 def checked_inputs(
@@ -55,50 +105,35 @@ def checked_inputs(
     chunk_bytes: int | None,
     several_labels: bool = False,
 ) -> Inputs:
-    hidden = as_real(name, "hidden", hidden)
-    vocab_weight = as_real(name, "vocab_weight", vocab_weight)
-    if as_integer(vocab_axis) not in (0, 1):
-        raise ValueError(f"{name}: vocab_axis must be 0 or 1; got {vocab_axis!r}")
-    if hidden.ndim < 1 or vocab_weight.ndim != 2:
-        raise ValueError(
-            f"{name}: hidden must be (*batch, features) and vocab_weight a matrix; got "
-            f"shapes {hidden.shape} and {vocab_weight.shape}"
-        )
-    classes, features = (
-        vocab_weight.shape[vocab_axis],
-        vocab_weight.shape[1 - vocab_axis],
-    )
-    if hidden.shape[-1] != features or classes == 0:
-        layout = ("(classes, features)", "(features, classes)")[vocab_axis]
-        hint = ""
-        if hidden.shape[-1] == classes != 0:
-            hint = f". Write vocab_axis={1 - vocab_axis}"
-        raise ValueError(
-            f"{name}: hidden must be (*batch, features) and vocab_weight {layout} with "
-            f"the same features and at least one class; got shapes {hidden.shape} and "
-            f"{vocab_weight.shape} with vocab_axis={vocab_axis}{hint}"
-        )
-    batch = hidden.shape[:-1]
+    head = checked_head(name, hidden, vocab_weight, vocab_bias, vocab_axis)
+    batch = head.hidden.shape[:-1]
     what = "the shape of hidden without features"
     labels = as_array(name, "labels", labels)
     if several_labels and labels.ndim == len(batch) + 1 and labels.shape[-1] > 0:
         batch, what = (*batch, labels.shape[-1]), f"{what}, and labels behind it,"
     labels = as_index_labels(name, labels, batch, what)
-    dtype = dtype_of_sums(hidden, vocab_weight)
-    if vocab_bias is not None:
-        vocab_bias = as_real(name, "vocab_bias", vocab_bias)
-        if vocab_bias.shape != (classes,):
-            raise ValueError(
-                f"{name}: vocab_bias must have one entry per class, shape "
-                f"({classes},); got {vocab_bias.shape}"
-            )
-    tokens = math.prod(hidden.shape[:-1])
-    size, on_gpu = _chunk_sizes(name, tokens, chunk_bytes)
-    chunks = (
-        _chunk_classes(tokens, classes, size),
-        _chunk_classes(tokens, classes, on_gpu),
+    return Inputs(
+        head.hidden,
+        head.vocab_weight,
+        labels,
+        head.vocab_bias,
+        head.classes,
+        dtype_of_sums(head.hidden, head.vocab_weight),
+        chunks_of(name, [head], chunk_bytes),
     )
-    return Inputs(hidden, vocab_weight, labels, vocab_bias, classes, dtype, chunks)
+
+
+def chunks_of(
+    name: str, heads: list[HeadInputs], chunk_bytes: int | None
+) -> tuple[int, int]:
+    """Classes in a chunk, and in one on a GPU, where the logits of all heads lie beside
+    each other."""
+    tokens = math.prod(heads[0].hidden.shape[:-1])
+    size, on_gpu = (
+        _chunk_classes(len(heads) * tokens, heads[0].classes, size)
+        for size in _chunk_sizes(name, len(heads) * tokens, chunk_bytes)
+    )
+    return size, on_gpu
 
 
 def _chunk_sizes(name: str, tokens: int, chunk_bytes: int | None) -> tuple[int, int]:
@@ -150,7 +185,7 @@ def flat_rows(hidden: Array) -> Array:
 
 def flat_tokens(
     hidden: Array,
-    labels: RowLabels,
+    labels: RowLabels | None,
     temperature: Array | None,
     where: Array | None,
     classes: int,
@@ -164,6 +199,7 @@ def flat_tokens(
         of_tokens = (1,) * len(batch) if shared else batch
         where = jnp.broadcast_to(where, (*of_tokens, classes)).reshape(-1, classes)
     tokens = math.prod(batch)
-    of_each = labels.class_index.shape[len(batch) :]
-    labels = jax.tree.map(lambda v: v.reshape(tokens, *of_each), labels)
+    if labels is not None:
+        of_each = labels.class_index.shape[len(batch) :]
+        labels = jax.tree.map(lambda v: v.reshape(tokens, *of_each), labels)
     return Tokens(labels, temperature, where)
