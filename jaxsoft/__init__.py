@@ -10,6 +10,8 @@ from jaxsoft._gumbel import gumbel_softmax as gumbel_softmax
 from jaxsoft._linear.api import LogProbs as LogProbs
 from jaxsoft._linear.api import linear_cross_entropy as linear_cross_entropy
 from jaxsoft._linear.api import linear_log_probs as linear_log_probs
+from jaxsoft._linear.sample import LinearSample as LinearSample
+from jaxsoft._linear.sample import linear_sample as linear_sample
 from jaxsoft._logsumexp import logmeanexp as logmeanexp
 from jaxsoft._logsumexp import logsumexp as logsumexp
 from jaxsoft._losses.binary import binary_cross_entropy as binary_cross_entropy
@@ -45,6 +47,7 @@ from jaxsoft._softmax import softmax as softmax
 __version__ = "0.1.0"
 
 __all__ = [
+    "LinearSample",
     "LogProbs",
     "LossMetrics",
     "binary_cross_entropy",
@@ -57,6 +60,7 @@ __all__ = [
     "kl_divergence",
     "linear_cross_entropy",
     "linear_log_probs",
+    "linear_sample",
     "log_softmax",
     "logcumsumexp",
     "logmeanexp",

@@ -1,7 +1,7 @@
 """What the losses of a linear head are given: checked, flattened, and cut in chunks."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def dtype_of_sums(hidden: Array, vocab_weight: Array) -> jnp.dtype:
 class Inputs(NamedTuple):
     hidden: Array
     vocab_weight: Array
-    labels: Array
+    labels: Any  # None where the function takes none
     vocab_bias: Array | None
     classes: int
     dtype: jnp.dtype
@@ -55,6 +55,21 @@ def checked_inputs(
     chunk_bytes: int | None,
     several_labels: bool = False,
 ) -> Inputs:
+    head = checked_head(name, hidden, vocab_weight, vocab_bias, vocab_axis, chunk_bytes)
+    batch = head.hidden.shape[:-1]
+    labels = _checked_labels(name, labels, batch, several_labels)
+    return head._replace(labels=labels)
+
+
+def checked_head(
+    name: str,
+    hidden: ArrayLike,
+    vocab_weight: ArrayLike,
+    vocab_bias: ArrayLike | None,
+    vocab_axis: int,
+    chunk_bytes: int | None,
+) -> Inputs:
+    """The inputs without labels."""
     hidden = as_real(name, "hidden", hidden)
     vocab_weight = as_real(name, "vocab_weight", vocab_weight)
     if as_integer(vocab_axis) not in (0, 1):
@@ -78,12 +93,6 @@ def checked_inputs(
             f"the same features and at least one class; got shapes {hidden.shape} and "
             f"{vocab_weight.shape} with vocab_axis={vocab_axis}{hint}"
         )
-    batch = hidden.shape[:-1]
-    what = "the shape of hidden without features"
-    labels = as_array(name, "labels", labels)
-    if several_labels and labels.ndim == len(batch) + 1 and labels.shape[-1] > 0:
-        batch, what = (*batch, labels.shape[-1]), f"{what}, and labels behind it,"
-    labels = as_index_labels(name, labels, batch, what)
     dtype = dtype_of_sums(hidden, vocab_weight)
     if vocab_bias is not None:
         vocab_bias = as_real(name, "vocab_bias", vocab_bias)
@@ -98,7 +107,15 @@ def checked_inputs(
         _chunk_classes(tokens, classes, size),
         _chunk_classes(tokens, classes, on_gpu),
     )
-    return Inputs(hidden, vocab_weight, labels, vocab_bias, classes, dtype, chunks)
+    return Inputs(hidden, vocab_weight, None, vocab_bias, classes, dtype, chunks)
+
+
+def _checked_labels(name, labels, batch, several):
+    what = "the shape of hidden without features"
+    labels = as_array(name, "labels", labels)
+    if several and labels.ndim == len(batch) + 1 and labels.shape[-1] > 0:
+        batch, what = (*batch, labels.shape[-1]), f"{what}, and labels behind it,"
+    return as_index_labels(name, labels, batch, what)
 
 
 def _chunk_sizes(name: str, tokens: int, chunk_bytes: int | None) -> tuple[int, int]:
@@ -150,7 +167,7 @@ def flat_rows(hidden: Array) -> Array:
 
 def flat_tokens(
     hidden: Array,
-    labels: RowLabels,
+    labels: RowLabels | None,
     temperature: Array | None,
     where: Array | None,
     classes: int,
@@ -164,6 +181,5 @@ def flat_tokens(
         of_tokens = (1,) * len(batch) if shared else batch
         where = jnp.broadcast_to(where, (*of_tokens, classes)).reshape(-1, classes)
     tokens = math.prod(batch)
-    of_each = labels.class_index.shape[len(batch) :]
-    labels = jax.tree.map(lambda v: v.reshape(tokens, *of_each), labels)
+    labels = jax.tree.map(lambda v: v.reshape(tokens, *v.shape[len(batch) :]), labels)
     return Tokens(labels, temperature, where)
