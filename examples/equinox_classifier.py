@@ -1,6 +1,6 @@
 """A network in Equinox learns digits from few, unequal and partly missing labels.
 
-    pip install "jaxsoft[examples]"
+    pip install -e ".[examples]"
     python examples/equinox_classifier.py
 
 The digits 5 to 9 are ten times rarer than 0 to 4 in the training set, and every third

@@ -1,6 +1,6 @@
 """A network in Flax NNX learns to read handwritten digits, with optax.
 
-    pip install "jaxsoft[examples]"
+    pip install -e ".[examples]"
     python examples/flax_classifier.py
 
 The loss takes the logits as they are: no softmax before it, no one-hot labels. The

@@ -1,6 +1,6 @@
 """Instruction tuning of a small transformer whose vocabulary is split over devices.
 
-    pip install "jaxsoft[examples]"
+    pip install -e ".[examples]"
     python examples/language_model.py
     python examples/language_model.py --devices 8
 

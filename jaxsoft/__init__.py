@@ -12,6 +12,8 @@ from jaxsoft._linear.api import linear_cross_entropy as linear_cross_entropy
 from jaxsoft._linear.api import linear_log_probs as linear_log_probs
 from jaxsoft._linear.distillation import linear_jensen_shannon as linear_jensen_shannon
 from jaxsoft._linear.distillation import linear_kl_divergence as linear_kl_divergence
+from jaxsoft._linear.sample import LinearSample as LinearSample
+from jaxsoft._linear.sample import linear_sample as linear_sample
 from jaxsoft._logsumexp import logmeanexp as logmeanexp
 from jaxsoft._logsumexp import logsumexp as logsumexp
 from jaxsoft._losses.binary import binary_cross_entropy as binary_cross_entropy
@@ -48,6 +50,7 @@ from jaxsoft._softmax import softmax as softmax
 __version__ = "0.2.0"
 
 __all__ = [
+    "LinearSample",
     "LogProbs",
     "LossMetrics",
     "binary_cross_entropy",
@@ -63,6 +66,7 @@ __all__ = [
     "linear_jensen_shannon",
     "linear_kl_divergence",
     "linear_log_probs",
+    "linear_sample",
     "log_softmax",
     "logcumsumexp",
     "logmeanexp",

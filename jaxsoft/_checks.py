@@ -343,15 +343,19 @@ def as_index_labels(
     return labels
 
 
-def as_key(function: str, key: Any) -> Array:
-    """One key of jax.random, typed or as its numbers."""
+def as_key(function: str, key: Any, batch: tuple[int, ...] = ()) -> Array:
+    """One key of jax.random, typed or as its numbers; or one for each of a batch."""
     if isinstance(key, Array | np.ndarray):
-        if is_of(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+        numbers = jax.eval_shape(lambda: jax.random.PRNGKey(0)).shape
+        if is_of(key.dtype, jax.dtypes.prng_key) and key.shape in ((), batch):
             return jnp.asarray(key)
-        if key.dtype == jnp.uint32 and key.shape == jax.random.PRNGKey(0).shape:
+        if key.dtype == jnp.uint32 and key.shape in (numbers, (*batch, *numbers)):
             return jax.random.wrap_key_data(jnp.asarray(key))
     got = type(key).__name__ + str(getattr(key, "shape", ""))
-    raise TypeError(f"{function}: key must be one key of jax.random; got {got}")
+    several = f", or one per token, of shape {batch}" if batch else ""
+    raise TypeError(
+        f"{function}: key must be one key of jax.random{several}; got {got}"
+    )
 
 
 def as_ignore_index(function: str, ignore_index: int | None) -> int | None:

@@ -31,6 +31,7 @@ from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.mesh import Axes, names_of, varying
 from jaxsoft._linear.api import linear_cross_entropy, linear_log_probs
 from jaxsoft._linear.distillation import linear_jensen_shannon, linear_kl_divergence
+from jaxsoft._linear.sample import linear_sample, token_keys
 from jaxsoft._logsumexp import logmeanexp, logsumexp
 from jaxsoft._losses.cross_entropy import cross_entropy
 from jaxsoft._losses.kl_divergence import jensen_shannon, kl_divergence
@@ -51,6 +52,7 @@ LINEAR = (
     linear_jensen_shannon,
     linear_kl_divergence,
     linear_log_probs,
+    linear_sample,
 )
 LIKE_THE_LOGITS = (softmax, log_softmax)
 FUNCTIONS = (
@@ -94,10 +96,10 @@ def shard_vocab(
     option ``axis_name`` of ``f`` instead.
 
     Args:
-        f: `linear_cross_entropy`, `linear_log_probs`, `linear_kl_divergence`,
-            `linear_jensen_shannon`, `cross_entropy`, `kl_divergence`,
-            `jensen_shannon`, `logsumexp`, `logmeanexp`, `softmax`, `log_softmax` or
-            `entropy`, or a `functools.partial` of one.
+        f: `linear_cross_entropy`, `linear_log_probs`, `linear_sample`,
+            `linear_kl_divergence`, `linear_jensen_shannon`, `cross_entropy`,
+            `kl_divergence`, `jensen_shannon`, `logsumexp`, `logmeanexp`, `softmax`,
+            `log_softmax` or `entropy`, or a `functools.partial` of one.
         mesh: a device mesh with automatic or explicit axes.
         axis: mesh axis (or tuple of them) over which the classes are split, which they
             must divide evenly. Of several class axes, the first given is split.
@@ -108,8 +110,8 @@ def shard_vocab(
         A function with the arguments of ``f``, in their full shapes. They are placed
         from any sharding: logits, ``where``, label probabilities, ``vocab_weight``,
         ``vocab_bias`` and ``class_weight`` along their classes; hidden states, index
-        labels, ``sample_weight`` and ``temperature`` along the tokens; scalars on all
-        devices. The results of ``softmax`` and ``log_softmax`` stay split as the
+        labels, ``sample_weight``, ``temperature`` and keys along the tokens; scalars on
+        all devices. The results of ``softmax`` and ``log_softmax`` stay split as the
         logits, those with one number per token as the tokens. A reduction "sum" or
         "mean" is that of the whole batch.
 
@@ -177,6 +179,10 @@ def shard_vocab(
             for name in ARRAYS.intersection(options)
             if not isinstance(options[name], int | float | None)
         }
+        if "key" in options:
+            # One for each token of all, so that the devices need not count theirs.
+            batch = arrays["hidden"].shape[:-1] if "hidden" in arrays else ()
+            arrays["key"] = token_keys(function.__name__, options.pop("key"), batch)
         static = _hashable(options)
         if not all(isinstance(value, Hashable) for _, value in static):
             # Nothing that a function takes, which says why.
@@ -321,6 +327,7 @@ def _spec(name: str, array: Any, layout: _Layout, call: _Call) -> PartitionSpec:
         "hidden": (*rows, None),
         "labels": (*rows, None) if array.ndim > len(rows) else rows,
         "sample_weight": rows,
+        "key": rows,
         "temperature": layout.of_rows(layout.entries, (None,)),
     }.get(of_head, layout.entries)
     if name == "labels" and is_of(array.dtype, jnp.floating):

@@ -375,6 +375,8 @@ def _count_of_arguments(law: Law) -> int:
 
 # The public names that are in no law of their own, and why.
 WITHOUT_LAW = {
+    "linear_sample": "a draw: test_linear_sample.py",
+    "LinearSample": "a result",
     "LogProbs": "a result",
     "linear_kl_divergence": "that of logits: test_linear_divergence.py",
     "loss_weight": "it has no logits: test_what_counts.py",

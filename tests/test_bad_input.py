@@ -373,7 +373,7 @@ OF_LABELS = {"loss_weight"}
 # Not together with label probabilities.
 NOT_DRAWN = {("cross_entropy", "focal_gamma")}
 WITHOUT_ARRAYS = {"cpu_kernels", "use_cpu_kernels"}  # test_native.py
-RESULTS = {"LogProbs", "LossMetrics"}
+RESULTS = {"LinearSample", "LogProbs", "LossMetrics"}
 # An argument is of the kind of its name, or of this one, or of that of its function.
 BY_NAME = {
     **dict.fromkeys(("keepdims", "return_sign", "detach_weights"), "flag"),
@@ -421,7 +421,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     for name in jaxsoft.__all__
     if name not in {*OF_FUNCTIONS, *OF_LABELS, *WITHOUT_ARRAYS, *RESULTS}
 }
-LAST_AXIS = {"circle_loss", "linear_cross_entropy", "linear_log_probs"}
+LAST_AXIS = {"circle_loss", "linear_cross_entropy", "linear_log_probs", "linear_sample"}
 LAST_AXIS |= {"linear_kl_divergence", "linear_jensen_shannon"}
 FIRST_AXIS = {"segment_logsumexp", "segment_softmax", "segment_log_softmax"}
 

@@ -213,6 +213,9 @@ logcumsumexp(X, (0,))
     TypeError: logcumsumexp: axis must be an int; got (0,)
 gumbel_softmax(jax.random.split(jax.random.key(0)), X)
     TypeError: gumbel_softmax: key must be one key of jax.random; got PRNGKeyArray(2,)
+linear_sample(jax.random.split(jax.random.key(0), 3), X, X)
+    TypeError: linear_sample: key must be one key of jax.random, or one per token, of
+    shape (2,); got PRNGKeyArray(3,)
 segment_softmax(X, X[:, 0])
     TypeError: segment_softmax: segment_ids must be integers; got dtype float32
 segment_softmax(X, Y[:1])
@@ -275,8 +278,8 @@ shard_vocab(cross_entropy, MESH, "v")(X, jnp.zeros(3, jnp.int32))
 shard_vocab(len, MESH, "v")
     TypeError: shard_vocab: f must be one of cross_entropy, entropy, jensen_shannon,
     kl_divergence, linear_cross_entropy, linear_jensen_shannon, linear_kl_divergence,
-    linear_log_probs, log_softmax, logmeanexp, logsumexp, softmax; got <built-in
-    function len>
+    linear_log_probs, linear_sample, log_softmax, logmeanexp, logsumexp, softmax; got
+    <built-in function len>
 shard_vocab(softmax, jax.devices(), "v")
     TypeError: shard_vocab: mesh must be a jax.sharding.Mesh; got list
 cross_entropy(X, Y, weight=jnp.ones(3))
@@ -396,7 +399,8 @@ def test_every_raise_has_a_case():
     assert without_case == []
 
 
-OF_NO_ARRAYS = {"LogProbs", "LossMetrics", "cpu_kernels", "use_cpu_kernels"}
+OF_NO_ARRAYS = {"LinearSample", "LogProbs", "LossMetrics"}
+OF_NO_ARRAYS |= {"cpu_kernels", "use_cpu_kernels"}
 OF_FUNCTIONS = {"shard_vocab", "straight_through", "with_jvp"}
 
 

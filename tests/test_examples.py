@@ -72,3 +72,31 @@ def test_language_model():
     assert last < first - 1
     # Sums over devices are rounded in another order, and training amplifies it.
     assert losses(on_eight) == pytest.approx((first, last), rel=1e-3)
+
+
+def test_graph_attention():
+    """Fifty labels among 1797 images; in the end 93 %."""
+    before, after = percentages(run("graph_attention.py"))
+    assert before < 30
+    assert after > 85
+
+
+def test_grpo():
+    """One character in 128 is right by chance, and nearly all in the end."""
+    before, after = percentages(run("grpo.py"))
+    assert before < 3
+    assert after > 75
+
+
+def test_contrastive():
+    """The loss of 128 x 256 logits on each of two devices is that of one device."""
+    on_two = run("contrastive.py")
+    before, after = percentages(on_two)
+    assert before < 10
+    assert after > 35
+    assert "2 device(s), 128 x 256 logits on each" in on_two
+    steps = ("--steps", "5")
+    first, last = losses(run("contrastive.py", *steps))
+    assert abs(first - 5.8) < 0.3  # above log 256 = 5.55
+    on_one = run("contrastive.py", *steps, "--devices", "1")
+    assert losses(on_one) == pytest.approx((first, last), rel=1e-4)

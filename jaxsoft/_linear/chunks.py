@@ -122,10 +122,12 @@ def chunk_count(head, plan):
     return -(-head.weight.shape[plan.vocab_axis] // plan.chunk)
 
 
-def chunk_at(position, head, plan):
+def chunk_at(position, head, plan, size=None):
     """The classes from position * C on. The last chunk of a vocabulary that C does not
-    divide starts earlier, at V - C, and has classes that are not fresh."""
-    size, chunk = head.weight.shape[plan.vocab_axis], plan.chunk
+    divide starts earlier, at V - C, and has classes that are not fresh. With `size`,
+    only the first classes of the vocabulary are cut in chunks."""
+    size = head.weight.shape[plan.vocab_axis] if size is None else size
+    chunk = plan.chunk
     start = jnp.minimum(position * chunk, size - chunk)
     classes = start + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
     fresh = None if size % chunk == 0 else classes >= position * chunk

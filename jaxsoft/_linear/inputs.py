@@ -45,9 +45,9 @@ class HeadInputs(NamedTuple):
 class Inputs(NamedTuple):
     hidden: Array
     vocab_weight: Array
-    labels: Array
     vocab_bias: Array | None
     classes: int
+    labels: Array
     dtype: jnp.dtype
     chunks: tuple[int, int]  # classes in a chunk, and in one on a GPU
 
@@ -106,21 +106,21 @@ def checked_inputs(
     several_labels: bool = False,
 ) -> Inputs:
     head = checked_head(name, hidden, vocab_weight, vocab_bias, vocab_axis)
-    batch = head.hidden.shape[:-1]
-    what = "the shape of hidden without features"
-    labels = as_array(name, "labels", labels)
-    if several_labels and labels.ndim == len(batch) + 1 and labels.shape[-1] > 0:
-        batch, what = (*batch, labels.shape[-1]), f"{what}, and labels behind it,"
-    labels = as_index_labels(name, labels, batch, what)
+    labels = _checked_labels(name, labels, head.hidden.shape[:-1], several_labels)
     return Inputs(
-        head.hidden,
-        head.vocab_weight,
+        *head,
         labels,
-        head.vocab_bias,
-        head.classes,
         dtype_of_sums(head.hidden, head.vocab_weight),
         chunks_of(name, [head], chunk_bytes),
     )
+
+
+def _checked_labels(name, labels, batch, several):
+    what = "the shape of hidden without features"
+    labels = as_array(name, "labels", labels)
+    if several and labels.ndim == len(batch) + 1 and labels.shape[-1] > 0:
+        batch, what = (*batch, labels.shape[-1]), f"{what}, and labels behind it,"
+    return as_index_labels(name, labels, batch, what)
 
 
 def chunks_of(
@@ -199,7 +199,5 @@ def flat_tokens(
         of_tokens = (1,) * len(batch) if shared else batch
         where = jnp.broadcast_to(where, (*of_tokens, classes)).reshape(-1, classes)
     tokens = math.prod(batch)
-    if labels is not None:
-        of_each = labels.class_index.shape[len(batch) :]
-        labels = jax.tree.map(lambda v: v.reshape(tokens, *of_each), labels)
+    labels = jax.tree.map(lambda v: v.reshape(tokens, *v.shape[len(batch) :]), labels)
     return Tokens(labels, temperature, where)

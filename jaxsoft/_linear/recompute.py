@@ -34,7 +34,7 @@ from jaxsoft._passes.summary import without_nothing
 from jaxsoft._row import Row
 
 
-def _row(summary, tokens):
+def row_of(summary, tokens):
     """What is known of the tokens' logits without having them."""
     nothing: Any = None
     logits = Logits(nothing, None, tokens.temperature)
@@ -58,7 +58,7 @@ def _plain(hidden, head, tokens, plan, with_frozen=False):
     tokens = _with_local_labels(jax.tree.map(column, tokens), head, plan)
     sums = sums_of_vocabulary(hidden, head, tokens, plan, with_frozen)
     summary = without_nothing(sums.summary)
-    row, counted = _row(summary, tokens), is_counted(tokens.labels)
+    row, counted = row_of(summary, tokens), is_counted(tokens.labels)
     terms = terms_of_label(row, summary, tokens.labels, plan.asked, counted)
     of_labels = terms.nll if several else terms.nll[:, 0]
     terms = jax.tree.map(lambda v: v[:, 0], terms)._replace(nll=of_labels)
@@ -78,11 +78,11 @@ def _fwd(hidden, head, tokens, plan):
     return terms, (hidden, head, tokens, kept)
 
 
-def _bwd(plan, residuals, cotangents):
+def pullback_of_terms(plan, residuals, cotangents):
     hidden, head, tokens, (summary, frozen) = residuals
     several = tokens.labels.class_index.ndim > 1
     tokens = _with_local_labels(jax.tree.map(column, tokens), head, plan)
-    row = _row(summary, tokens)
+    row = row_of(summary, tokens)
     g, h, k, a = _cotangents_of_rows(row, hidden, tokens, cotangents, plan)
     if several:
         scale = product(h, row.per_t / (1 + row.s))
@@ -111,7 +111,7 @@ def _bwd(plan, residuals, cotangents):
     return dhidden, dhead, dtokens
 
 
-linear_terms.defvjp(_fwd, _bwd, symbolic_zeros=True)
+linear_terms.defvjp(_fwd, pullback_of_terms, symbolic_zeros=True)
 
 
 def _cotangents_of_rows(row, hidden, tokens, cotangents, plan):
