@@ -1143,7 +1143,7 @@ MUTANTS = [
         "surplus = too_large if part == 1 else part**2 * too_large",
         "surplus = 0 * too_large",
         "test_kl_divergence.py",
-        "digits_of_their_mixture",
+        "many_nearly_equal_classes",
     ),
     Mutant(
         "a class that only the prediction has takes no part in the mixture",

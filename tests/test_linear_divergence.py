@@ -396,6 +396,28 @@ def test_scaled_in_place(rows):
         np.testing.assert_array_equal(_scaled_in_place(None, v, g), g * v)
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_it_is_lowered_for_accelerators(platform):
+    """With what a head has, a gradient that is scaled in parts, and under vmap."""
+
+    def loss(hidden, weight, bias, cap, teacher):
+        return jaxsoft.linear_kl_divergence(
+            hidden,
+            weight,
+            hidden,
+            teacher,
+            vocab_bias=bias,
+            softcap=cap,
+            reduction="mean",
+        )
+
+    shapes = (8, 4, 3), (9, 3), (9,), (), (9, 3)
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    gradient = jax.vmap(jax.grad(loss, (0, 1, 2, 3)), (0, None, None, None, None))
+    traced = jax.jit(gradient).trace(*given)
+    assert "while" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
 ON_A_TPU = """
 import functools
 from benchmarks import targets

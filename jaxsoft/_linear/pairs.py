@@ -124,6 +124,16 @@ class Wanted:
 NOTHING = Wanted()
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class WantedOfAll:
+    """Which cotangents are wanted of two models and their temperature."""
+
+    x: Wanted
+    y: Wanted
+    temperature: bool
+
+
 class Seen(NamedTuple):
     """A chunk of one head: its logits, and what takes a cotangent of them to that of
     h w + b and of the cap."""
@@ -140,7 +150,7 @@ class Rows(NamedTuple):
     hidden: Pair
     tokens: Tokens
     of: Any  # Pair of summaries, or the Divergence
-    cotangent: Array | None = None  # of the divergence
+    cotangent: Any = None  # of the divergence
 
 
 # (rows, heads, position, plan) -> sums per row, and a Pair of cotangents of Models.
@@ -233,7 +243,7 @@ def sums_of_terms(
 
 # The third pass. With slopes t dz, t dt = -sum_i (t dz_x d_i + t dz_y b_i).
 def pulled_back(
-    plan: PairPlan, wanted: Pair, pair: Pair, rows: Rows, counted: Any
+    plan: PairPlan, wanted: WantedOfAll, pair: Pair, rows: Rows, counted: Any
 ) -> tuple[tuple[Array, ...], Pair]:
     """The sums of t dz_x d_i + t dz_y b_i, and what is wanted of the cotangents, for a
     cotangent of every row's divergence."""
@@ -247,11 +257,14 @@ def pulled_back(
         both = jnp.sum(slopes[0] * d + slopes[1] * b, 1, keepdims=True)
         cotangents = (
             _pulled(slope, seen, rows, of_head, wanted) if wanted else None
-            for slope, seen, of_head, wanted in zip(slopes, seen, plan.of_heads, wanted)
+            for slope, seen, of_head, wanted in zip(
+                slopes, seen, plan.of_heads, of_both
+            )
         )
         return (both,), Pair(*cotangents)
 
-    return _over_classes(of_chunk, 1, pair, rows, counted, plan, wanted)
+    of_both = Pair(wanted.x, wanted.y)
+    return _over_classes(of_chunk, 1, pair, rows, counted, plan, of_both)
 
 
 def _compared(
@@ -267,8 +280,8 @@ def _pulled(
 ) -> Any:
     """The cotangents of a model, for the slope t dz of every row's divergence."""
     nothing: Any = None
-    row = Row(AXES, seen.logits, nothing, nothing)
-    dx = row.to_x(product(rows.cotangent, slope * row.per_t))
+    row, g = Row(AXES, seen.logits, nothing, nothing), rows.cotangent
+    dx = row.to_x(product(g, slope * row.per_t))
     dx, dsoftcap = seen.to_given(dx)
     # A row with anything else has a cotangent of 0 or NaN (`two_heads`).
     hidden = without_infinities(seen.hidden)
@@ -330,9 +343,10 @@ def _scanned(
         return of_chunk(rows, heads, position, plan)
 
     def room(model: Model, wanted: Wanted) -> Model | None:
-        if not wanted:
+        part = wanted.of(model)
+        if part is None:
             return None
-        hidden, head = wanted.of(model)
+        hidden, head = part
         if hidden is not None:
             hidden = jnp.zeros_like(hidden, zero.dtype) + zero
         return Model(hidden, room_for_chunks(head, zero))

@@ -29,6 +29,7 @@ from jaxsoft._linear.pairs import (
     Model,
     Pair,
     Wanted,
+    WantedOfAll,
     pulled_back,
     rows_of,
     summaries,
@@ -46,8 +47,7 @@ class Kept(NamedTuple):
     """What the backward pass is given beside the arguments."""
 
     of: Any  # the Divergence of every row
-    wanted: Pair
-    temperature_moves: Wanted
+    wanted: WantedOfAll
     gradient: Model | None  # of y, for a cotangent 1 of the sum
 
 
@@ -66,10 +66,8 @@ def _plain(pair, tokens, weight, plan, wanted):
     tokens, v = jax.tree.map(column, tokens), _column_or_none(weight)
     counted = None if v is None or not plan.may_skip else v != 0
     of_rows = on_platform(_with_plan(summaries), pair, tokens, counted, plan=plan)
-    axes = Axes((1,), plan.mesh_names)
-    of_x, of_y = both_of_all_devices(
-        axes, tokens.temperature, [without_nothing(v) for v in of_rows]
-    )
+    axes, of_rows = Axes((1,), plan.mesh_names), map(without_nothing, of_rows)
+    of_x, of_y = both_of_all_devices(axes, tokens.temperature, tuple(of_rows))
     cotangent = None
     if wanted:
         ones = zero_of_rows(pair.x.hidden, pair.x.head.weight, ()) + 1
@@ -107,20 +105,16 @@ def _of_whole_rows(cotangent, pair):
 
 
 def _fwd(pair, tokens, weight, plan):
-    wanted = Pair(*map(_wanted, pair))
-    of_temperature = Wanted(others=_moves(tokens.temperature))
+    wanted = WantedOfAll(*map(_wanted, pair), _moves(tokens.temperature))
     if _moves(weight):
         plan = plan._replace(may_skip=False)
     arguments = jax.tree.map(lambda v: v.value, (pair, tokens, weight))
     pair, tokens, weight = arguments
     dtype = jnp.promote_types(pair.y.hidden.dtype, pair.y.head.weight.dtype)
-    in_value = plan.is_summed and plan.beta == 0 and not (wanted.x or of_temperature)
-    in_value = in_value and not has_narrow_range(dtype)
+    in_value = plan.is_summed and plan.beta == 0 and not has_narrow_range(dtype)
+    in_value = in_value and not (wanted.x or wanted.temperature)
     of, gradient = _plain(*arguments, plan, wanted.y if in_value else NOTHING)
-    return _result(weight, of, plan), (
-        arguments,
-        Kept(of, wanted, of_temperature, gradient),
-    )
+    return _result(weight, of, plan), (arguments, Kept(of, wanted, gradient))
 
 
 def _wanted(model):
@@ -135,7 +129,7 @@ def _moves(leaf):
 
 
 def _bwd(plan, residuals, g):
-    (pair, tokens, weight), (of, wanted, of_temperature, gradient) = residuals
+    (pair, tokens, weight), (of, wanted, gradient) = residuals
     if isinstance(g, SymbolicZero):
         aval: Any = g.aval
         g = jnp.zeros(aval.shape, aval.dtype)
@@ -149,13 +143,11 @@ def _bwd(plan, residuals, g):
         return Pair(None, of_y), None, dweight
     of_rows = jnp.broadcast_to(g, divergence.shape)
     of_rows = column(of_rows if weight is None else product(of_rows, weight))
-    pair, dtokens = _pulled_back(
-        pair, tokens, weight, of, of_rows, plan, wanted, of_temperature
-    )
-    return pair, dtokens, dweight
+    given = pair, tokens, weight, of, of_rows
+    return *_pulled_back(*given, plan, wanted), dweight
 
 
-def _pulled_back(pair, tokens, weight, of, g, plan, wanted, of_temperature):
+def _pulled_back(pair, tokens, weight, of, g, plan, wanted):
     tokens, v = jax.tree.map(column, tokens), _column_or_none(weight)
     counted = None if v is None or not plan.may_skip else v != 0
     g = _of_whole_rows(g, pair)
@@ -163,9 +155,9 @@ def _pulled_back(pair, tokens, weight, of, g, plan, wanted, of_temperature):
     third = _with_plan(pulled_back, wanted)
     (both,), cotangents = on_platform(third, pair, rows, counted, plan=plan)
     cotangents = Pair(
-        *(_summed_over_devices(*given, plan) for given in zip(cotangents, pair, wanted))
+        *(_over_devices(v, model, plan) for v, model in zip(cotangents, pair))
     )
-    if not of_temperature:
+    if not wanted.temperature:
         return cotangents, None
     factor = -sign_of(tokens.temperature) * inverse_temperature(tokens.temperature)
     both = device_sum(both, plan.mesh_names)
@@ -173,8 +165,8 @@ def _pulled_back(pair, tokens, weight, of, g, plan, wanted, of_temperature):
     return cotangents, Tokens(None, jnp.squeeze(dtemperature, 1), None)
 
 
-def _summed_over_devices(cotangents, model, wanted, plan):
-    if not wanted:
+def _over_devices(cotangents, model, plan):
+    if cotangents is None:
         return None
     hidden, head = cotangents
     if hidden is not None:

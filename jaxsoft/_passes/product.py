@@ -61,4 +61,6 @@ _scaled = Pass("scaled", _plain_scaled, merged=_scaled_in_place)
 def scaled(v: Array, g: Array) -> Array:
     """g v for a number g, in the dtype of v: on accelerators in the memory of a v that
     nobody else reads."""
+    if v.ndim == 0 or v.size == 0:
+        return _plain_scaled(Axes(()), v, g)
     return _scaled(Axes(()), v, jnp.reshape(g, (1,) * v.ndim))
