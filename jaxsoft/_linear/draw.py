@@ -9,8 +9,8 @@ block B of classes is itself a Gumbel variable,
     max_{c in B} (z_c/t + G_c)  is distributed as  L_B + G,   L_B = log sum_{c in B} e_c
 
 and which class of the block attains it does not depend on it: it is c with probability
-e_c / exp(L_B). So the block that wins needs one number of noise for each block, and the
-class is then drawn within that block alone.
+e_c / exp(L_B). So one number of noise for each block decides which block wins, and only
+in that block every class gets noise of its own.
 
 A block's noise is made of the row's key and the index of the block's first class in the
 whole vocabulary. Chunks and devices, which hold whole blocks, do not change it.

@@ -73,8 +73,8 @@ def linear_sample(
             token, of shape (*batch): then a token's draw is made of its own key alone,
             whichever tokens stand beside it.
         hidden, vocab_weight, vocab_bias, vocab_axis, where, chunk_bytes: as in
-            `linear_cross_entropy`. A chunk is a multiple of 16 classes here, and the
-            class drawn does not depend on its size.
+            `linear_cross_entropy`. A chunk is a multiple of 16 classes here, whose
+            logits take half of its bytes; the class drawn does not depend on it.
         temperature: in the units of the logits, broadcastable to (*batch, 1); larger
             is more random. At 0 the most probable class is drawn, the first of tied
             ones; below 0 the less likely classes are drawn more often.
