@@ -63,7 +63,7 @@ def code_blocks(path: pathlib.Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(.*)\n((?:.*\n)*?)^```$", path.read_text(), re.MULTILINE)
 
 
-SLOW_PAGES = ("linear_head", "many_devices", "migrating", "numerics")
+SLOW_PAGES = ("linear_head", "many_devices", "migrating", "numerics", "recipes")
 
 
 @in_a_checkout
