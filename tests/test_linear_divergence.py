@@ -201,7 +201,13 @@ MANY = {
 }
 
 
-@pytest.mark.parametrize("case", MANY.values(), ids=MANY)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] * (case.beta is None))
+        for name, case in MANY.items()
+    ],
+)
 @pytest.mark.usefixtures("x64")
 def test_tokens_of_weight_0(case: Case):
     """They are skipped unless the weights move, and may hold anything: their gradient

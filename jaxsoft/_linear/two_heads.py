@@ -66,8 +66,9 @@ def _plain(pair, tokens, weight, plan, wanted):
     tokens, v = jax.tree.map(column, tokens), _column_or_none(weight)
     counted = None if v is None or not plan.may_skip else v != 0
     of_rows = on_platform(_with_plan(summaries), pair, tokens, counted, plan=plan)
-    axes, of_rows = Axes((1,), plan.mesh_names), map(without_nothing, of_rows)
-    of_x, of_y = both_of_all_devices(axes, tokens.temperature, tuple(of_rows))
+    here = without_nothing(of_rows.x), without_nothing(of_rows.y)
+    axes = Axes((1,), plan.mesh_names)
+    of_x, of_y = both_of_all_devices(axes, tokens.temperature, here)
     cotangent = None
     if wanted:
         ones = zero_of_rows(pair.x.hidden, pair.x.head.weight, ()) + 1
@@ -105,7 +106,7 @@ def _of_whole_rows(cotangent, pair):
 
 
 def _fwd(pair, tokens, weight, plan):
-    wanted = WantedOfAll(*map(_wanted, pair), _moves(tokens.temperature))
+    wanted = WantedOfAll(_wanted(pair.x), _wanted(pair.y), _moves(tokens.temperature))
     if _moves(weight):
         plan = plan._replace(may_skip=False)
     arguments = jax.tree.map(lambda v: v.value, (pair, tokens, weight))
@@ -113,7 +114,8 @@ def _fwd(pair, tokens, weight, plan):
     dtype = jnp.promote_types(pair.y.hidden.dtype, pair.y.head.weight.dtype)
     in_value = plan.is_summed and plan.beta == 0 and not has_narrow_range(dtype)
     in_value = in_value and not (wanted.x or wanted.temperature)
-    of, gradient = _plain(*arguments, plan, wanted.y if in_value else NOTHING)
+    of_y = wanted.y if in_value else NOTHING
+    of, gradient = _plain(pair, tokens, weight, plan, of_y)
     return _result(weight, of, plan), (arguments, Kept(of, wanted, gradient))
 
 
