@@ -185,10 +185,10 @@ def jensen_shannon(
         >>> import jaxsoft
         >>> teacher = jnp.log(jnp.array([0.2, 0.8]))
         >>> student = jnp.array([1.0, 2.0])
-        >>> print(jaxsoft.jensen_shannon(student, teacher))
-        0.0033
-        >>> print(jaxsoft.jensen_shannon(student, teacher, beta=1))
-        0.0137
+        >>> print(f"{jaxsoft.jensen_shannon(student, teacher):.6f}")
+        0.003319
+        >>> print(f"{jaxsoft.jensen_shannon(student, teacher, beta=1):.6f}")
+        0.013772
 
     References:
         J. Lin, "Divergence measures based on the Shannon entropy", 1991. Distillation,
