@@ -135,7 +135,10 @@ def linear_kl_divergence(
         As `kl_divergence`. A token whose cotangent or ``sample_weight`` is exactly 0
         has gradient 0, whatever its hidden states, NaN too. A class that ``where``
         excludes may have weights that are NaN or infinite. Of any other token a hidden
-        state that is not finite makes the gradient NaN.
+        state that is not finite makes the gradient NaN. Of two heads that nearly agree,
+        the divergence has the digits that float32 logits have of their difference:
+        with weights that differ by 2^-12 some three where the logits are below 5, and
+        one where they reach 40.
 
     Example:
         >>> import jax.numpy as jnp
