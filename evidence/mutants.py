@@ -1633,6 +1633,14 @@ MUTANTS = [
         "eight_devices and axis_name",
     ),
     Mutant(
+        "the blocks of all vocabularies are of one size",
+        "_linear/draw",
+        "return max(min(power_of_2 // DEVICES, LARGEST_BLOCK), 1)",
+        "return LARGEST_BLOCK",
+        "test_linear_sample.py",
+        "eight_devices and axis_name",
+    ),
+    Mutant(
         "all tokens have the same noise",
         "_linear/sample",
         "jax.random.fold_in(keys, i)",

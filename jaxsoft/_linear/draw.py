@@ -13,7 +13,8 @@ e_c / exp(L_B). So one number of noise for each block decides which block wins, 
 in that block every class gets noise of its own.
 
 A block's noise is made of the row's key and the index of the block's first class in the
-whole vocabulary. Chunks and devices, which hold whole blocks, do not change it.
+whole vocabulary. Chunks and devices, which hold whole blocks, do not change it: the
+size of a block follows from that of the whole vocabulary alone.
 """
 
 import functools
@@ -26,7 +27,7 @@ from jax import Array
 from jaxsoft._autodiff import with_jvp
 from jaxsoft._core.dtypes import accumulation_dtype
 from jaxsoft._core.logits import Logits, is_hard, masked_logits, shifted, size_of
-from jaxsoft._core.mesh import Axes, first_class, varying
+from jaxsoft._core.mesh import Axes, class_count, first_class, varying
 from jaxsoft._linear.chunks import chunk_at, column, on_platform
 from jaxsoft._linear.forward import AXES, logits_of_chunk
 from jaxsoft._linear.recompute import pullback_of_terms, row_of
@@ -41,9 +42,11 @@ from jaxsoft._passes.summary import (
     without_nothing,
 )
 
-# Small enough to divide the slices of a vocabulary that is a multiple of 128, on up to
-# 8 devices. Noise for 1024 x 4096 logits takes a CPU 13 ms, and 220 for every class.
-BLOCK = 16
+# Noise for 1024 x 4096 logits takes a CPU 13 ms in blocks of 16, and 220 if every class
+# has its own.
+LARGEST_BLOCK = 16
+# Over so many devices a vocabulary may be split, if they divide it.
+DEVICES = 8
 
 
 class Ahead(NamedTuple):
@@ -53,7 +56,7 @@ class Ahead(NamedTuple):
     s: Array
     noise: Array
     first_class: Array  # int32, on this device
-    z: Array  # (N, BLOCK)
+    z: Array  # (N, B), the logits of the block
 
 
 # The value is one pass. Its derivative is that of log p at the class drawn, which needs
@@ -105,18 +108,29 @@ def _bwd(plan, residuals, cotangents):
 drawn.defvjp(_fwd, _bwd)
 
 
+def block_size(classes):
+    """Classes in a block, for so many in the whole vocabulary: a power of 2 that
+    divides the classes of every device, if they are split over 2, 4 or 8."""
+    if classes % 2:
+        return LARGEST_BLOCK
+    power_of_2 = classes & -classes
+    return max(min(power_of_2 // DEVICES, LARGEST_BLOCK), 1)
+
+
 def _over_chunks(hidden, head, keys, tokens, plan):
     """The Summary of the classes of this device, without a label, and what is Ahead."""
     size = head.weight.shape[plan.vocab_axis]
-    whole = size - size % BLOCK  # the classes in blocks that are whole
+    block = block_size(class_count((size,), Axes((0,), plan.mesh_names)))
+    whole = size - size % block  # the classes in blocks that are whole
     # Half of the room is for what the blocks of a chunk come to.
-    chunk = min(-(-plan.chunk // (2 * BLOCK)) * BLOCK, whole)
+    chunk = min(-(-plan.chunk // (2 * block)) * block, whole)
+    width = min(block, size)
 
     def step(carry, position, plan, size):
         chunk = chunk_at(position, head, plan, size)
-        return _with_chunk(carry, hidden, head, keys, tokens, chunk, plan)
+        return _with_chunk(carry, hidden, head, keys, tokens, chunk, plan, width)
 
-    carry = _nothing(hidden, head, tokens, plan)
+    carry = _nothing(hidden, head, tokens, plan, width)
     if whole:
         in_chunks = plan._replace(chunk=chunk)
 
@@ -127,13 +141,12 @@ def _over_chunks(hidden, head, keys, tokens, plan):
         positions = jnp.arange(-(-whole // chunk), dtype=jnp.int32)
         carry = jax.lax.scan(add_chunk, carry, positions)[0]
     if size > whole:
-        width = min(BLOCK, size)
         last = plan._replace(chunk=width)
         carry = step(carry, whole // width, last, size)
     return carry
 
 
-def _nothing(hidden, head, tokens, plan):
+def _nothing(hidden, head, tokens, plan, width):
     dtype = accumulation_dtype(jnp.promote_types(hidden.dtype, head.weight.dtype))
     # Zeros made of the rows, so that under shard_map they vary as the rows do.
     zero = jnp.zeros_like(hidden[:, :1], dtype)
@@ -141,33 +154,32 @@ def _nothing(hidden, head, tokens, plan):
     t = size_of(tokens.temperature)
     like = Summary(m=zero, s=zero, e_d=None if t is None else zero)
     summary = jax.tree.map(lambda v, nothing: v + nothing, like, of_nothing(like))
-    width = min(BLOCK, head.weight.shape[plan.vocab_axis])
     z = jnp.broadcast_to(summary.m, (len(hidden), width))
     ahead = Ahead(summary.m, zero, zero, zero.astype(jnp.int32), z)
     return summary._replace(temperature=None if t is None else zero + t), ahead
 
 
-def _with_chunk(carry, hidden, head, keys, tokens, chunk, plan):
+def _with_chunk(carry, hidden, head, keys, tokens, chunk, plan, width):
     before, ahead = carry
     logits, _ = logits_of_chunk(hidden, tokens, chunk, head.softcap, plan)
     summary = summarize(AXES, logits, label_riders(None, None, logits, Asked()))
     summary = summary._replace(temperature=before.temperature)
     summary = merge(before, summary, shifted)
     size = head.weight.shape[plan.vocab_axis]
-    blocks = _blocks(logits, chunk, keys, first_class(size, plan.mesh_names))
+    first_here = first_class(size, plan.mesh_names)
+    blocks = _blocks(logits, chunk, keys, first_here, width)
     best = jnp.argmax(_score(blocks, summary), 1, keepdims=True)
     z = jnp.take_along_axis(blocks.z, best[..., None], 1)[:, 0]
-    of_rows = blocks._replace(z=blocks.m)  # all (N, C/BLOCK)
+    of_rows = blocks._replace(z=blocks.m)  # all (N, C/B)
     best = jax.tree.map(lambda v: jnp.take_along_axis(v, best, 1), of_rows)
     best = best._replace(z=z)
     wins = _score(best, summary) > _score(ahead, summary)
     return summary, jax.tree.map(lambda v, w: jnp.where(wins, v, w), best, ahead)
 
 
-def _blocks(logits, chunk, keys, first_here):
-    """All blocks of a chunk, as those that are Ahead: (N, C/BLOCK)."""
+def _blocks(logits, chunk, keys, first_here, width):
+    """All blocks of a chunk, as those that are Ahead: (N, C/B)."""
     z = masked_logits(logits)
-    width = min(BLOCK, z.shape[1])
     z = z.reshape(len(z), z.shape[1] // width, width)
     t = size_of(logits.temperature)
     t = None if t is None else t[..., None]

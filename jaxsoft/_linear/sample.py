@@ -73,15 +73,16 @@ def linear_sample(
             token, of shape (*batch): then a token's draw is made of its own key alone,
             whichever tokens stand beside it.
         hidden, vocab_weight, vocab_bias, vocab_axis, where, chunk_bytes: as in
-            `linear_cross_entropy`. A chunk is a multiple of 16 classes here, whose
-            logits take half of its bytes; the class drawn does not depend on it.
+            `linear_cross_entropy`. The logits of a chunk take half of its bytes here;
+            the class drawn does not depend on it.
         temperature: in the units of the logits, broadcastable to (*batch, 1); larger
             is more random. At 0 the most probable class is drawn, the first of tied
             ones; below 0 the less likely classes are drawn more often.
         softcap: c > 0 replaces the logits by ``c * tanh(logits / c)`` first.
         axis_name: as in `linear_cross_entropy`. The key is the same on all devices of
-            these axes. The draw is that of one device if each holds a multiple of 16
-            classes.
+            these axes. On 2, 4 or 8 devices the draw is that of one, and on others if
+            each holds a multiple of 16 classes. Of an even number of classes that is no
+            multiple of 128 the noise costs more: up to that for every class.
 
     Returns:
         A `LinearSample` of shape (*batch): token, int32, and log_prob, float32 for
