@@ -175,9 +175,8 @@ def random_case(seed: int) -> Case:
 HEADS = ("hidden", "vocab_weight")
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 25))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(25))
 @pytest.mark.usefixtures("x64")
 def test_random_combinations(seed: int):
     case = random_case(seed)
@@ -285,7 +284,8 @@ def test_derivatives_in_both_modes_and_of_second_order(case: Case):
 
 
 @pytest.mark.parametrize(
-    ("reduction", "dtype"), [("none", "float16"), ("mean", "bfloat16")]
+    ("reduction", "dtype"),
+    [("mean", "bfloat16"), pytest.param("none", "float16", marks=pytest.mark.slow)],
 )
 @pytest.mark.usefixtures("x64")
 def test_half_precision_is_summed_in_float32(reduction, dtype):
@@ -312,7 +312,7 @@ def test_half_precision_is_summed_in_float32(reduction, dtype):
         assert error < 2 * float(jnp.finfo(dtype).eps), name
 
 
-@pytest.mark.parametrize("beta", [None, 0.5, 1])
+@pytest.mark.parametrize("beta", [0.5, pytest.param(None, marks=pytest.mark.slow)])
 def test_nearly_equal_heads_keep_two_digits(beta, record_property):
     """As float32 products leave them; the divergence is 1e-8."""
     rng = np.random.default_rng(5)
