@@ -122,7 +122,7 @@ def linear_sample(
         >>> draw = jaxsoft.linear_sample(jax.random.key(0), hidden, vocab_weight)
         >>> of = jaxsoft.linear_log_probs(hidden, vocab_weight, draw.token)
         >>> print(draw.token, draw.log_prob, of.log_prob)
-        [0 0] [-1.3132617  -0.04858735] [-1.3132617  -0.04858735]
+        [1 0] [-0.3132617  -0.04858735] [-0.3132617  -0.04858735]
 
     References:
         C. J. Maddison, D. Tarlow, T. Minka, "A* sampling", NeurIPS 2014.
