@@ -57,3 +57,18 @@ def test_the_chart_of_passes_shows_every_operation():
             if cell["shape"] == chart.LARGE and cell["dtype"] == "float32"
         ]
         assert len(ax.patches) == 2 * len(large) > 0
+
+
+def test_the_readme_says_what_was_measured():
+    readme = chart.RESULTS.parent.parent / "README.md"
+    if not readme.exists():
+        pytest.skip("not in a checkout")
+    report = json.loads((chart.RESULTS / "cpu.json").read_text())
+    behind = sum(
+        min(time for name, time in cell["times"].items() if name != "torch") < 0.9
+        for cell in report["cells"]
+    )
+    text = " ".join(readme.read_text().split())
+    assert f"{report['geometric_mean']['jax']:.2f} times as fast" in text
+    assert f"over {len(report['cells'])} cells" in text
+    assert f"behind by more than a tenth in {behind}" in text
