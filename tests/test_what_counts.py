@@ -182,6 +182,8 @@ def test_loss_weight_is_what_a_mean_divides_by(labels):
     )
     flat = jaxsoft.loss_weight(given, where=where, sample_weight=sample_weight)
     np.testing.assert_array_equal(along, flat)
+    if labels == "indices":
+        np.testing.assert_array_equal(jaxsoft.loss_weight(given), [1, 1, 0, 1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
