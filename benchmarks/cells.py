@@ -74,12 +74,12 @@ class Operation(NamedTuple):
 
 def every_cell(smallest: bool = False) -> Iterator[Cell]:
     """All of them, or one of each kind."""
-    rows, attention, head = (ROWS, ATTENTION, HEAD)
     if smallest:
-        (row, attention, head), rows = SMALLEST, SMALLEST[:1]
+        row, attention, head = SMALLEST
         yield from _row_cells(row, "float32")
     else:
-        for shape in rows:
+        attention, head = ATTENTION, HEAD
+        for shape in ROWS:
             yield from _row_cells(shape, "float32")
         for shape in ROWS_IN_BFLOAT16:
             yield from _row_cells(shape, "bfloat16")

@@ -346,11 +346,12 @@ def as_index_labels(
 def as_key(function: str, key: Any, batch: tuple[int, ...] = ()) -> Array:
     """One key of jax.random, typed or as its numbers; or one for each of a batch."""
     if isinstance(key, Array | np.ndarray):
-        numbers = jax.eval_shape(lambda: jax.random.PRNGKey(0)).shape
         if is_of(key.dtype, jax.dtypes.prng_key) and key.shape in ((), batch):
             return jnp.asarray(key)
-        if key.dtype == jnp.uint32 and key.shape in (numbers, (*batch, *numbers)):
-            return jax.random.wrap_key_data(jnp.asarray(key))
+        if key.dtype == jnp.uint32:
+            numbers = jax.eval_shape(lambda: jax.random.PRNGKey(0)).shape
+            if key.shape in (numbers, (*batch, *numbers)):
+                return jax.random.wrap_key_data(jnp.asarray(key))
     got = type(key).__name__ + str(getattr(key, "shape", ""))
     several = f", or one per token, of shape {batch}" if batch else ""
     raise TypeError(

@@ -77,6 +77,8 @@ def _backward_of_rows(rows, head: Any, plan):
         chunk = chunk_at(position, head, plan)
         return _backward_of_chunk(hidden, tokens, of_rows, chunk, head.softcap, plan)
 
+    classes = head.weight.shape[plan.vocab_axis]
+
     def add_chunk(carry, position):
         sums, dhead = carry
         dchunk, more = of_chunk(position)
@@ -88,7 +90,6 @@ def _backward_of_rows(rows, head: Any, plan):
         (jnp.zeros_like(hidden, zero.dtype) + zero, zero),
         room_for_chunks(head, zero),
     )
-    classes = head.weight.shape[plan.vocab_axis]
     positions = jnp.arange(chunk_count(head, plan), dtype=jnp.int32)
     return jax.lax.scan(add_chunk, start, positions, reverse=True)[0]
 
